@@ -1,0 +1,101 @@
+"""What really arrived: counts and dose per site, summed on the device and read once at the end."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from noisescope.inject.sites import Site
+
+
+@dataclass(frozen=True)
+class Dose:
+    """Error that arrived in a set of tensors.
+
+    Attributes:
+        elements: Elements that noise was offered to.
+        share_changed: Share of them that differ from the clean value, 0 to 1; NaN for none.
+        relative_l2: Norm of the change over norm of the clean values; NaN where that is 0 / 0.
+        asked_relative_l2: The same for the error that was asked for, before rounding.
+    """
+
+    elements: int
+    share_changed: float
+    relative_l2: float
+    asked_relative_l2: float
+
+    @property
+    def is_half_lost(self) -> bool:
+        """True where under half of what was asked arrived, by norm or by share of elements."""
+        if not self.elements or not self.asked_relative_l2 > 0:
+            return False
+        return self.relative_l2 < 0.5 * self.asked_relative_l2 or self.share_changed < 0.5
+
+    def __str__(self) -> str:
+        return (
+            f"{self.share_changed:.1%} of elements changed, relative L2 {self.relative_l2:.2e} "
+            f"of {self.asked_relative_l2:.2e} asked"
+        )
+
+
+def make_dose(tally: Tensor | None) -> Dose:
+    """Reads a tally (see `noisescope.noise.TALLY_FIELDS`) from its device into a `Dose`."""
+    if tally is None:
+        return Dose(0, math.nan, math.nan, math.nan)
+    elements, changed, change_square, clean_square, asked_square = tally.tolist()
+    return Dose(
+        elements=int(elements),
+        share_changed=changed / elements if elements else math.nan,
+        relative_l2=_ratio(change_square, clean_square),
+        asked_relative_l2=_ratio(asked_square, clean_square),
+    )
+
+
+def _ratio(part_square: float, whole_square: float) -> float:
+    if whole_square > 0:
+        return math.sqrt(part_square / whole_square)
+    return math.inf if part_square > 0 else math.nan
+
+
+@dataclass
+class SiteRecord:
+    """What a session saw and did at one site.
+
+    Attributes:
+        site: The site.
+        is_selected: Whether the selection means it.
+        seen: Calls of the operator there.
+        forward: Calls whose output received noise.
+        backward: Input gradients that received noise.
+        rows: How rows found their address: `token` (sample and position known), `sample` (sample
+            known), `row` (neither: noise there depends on how the batch was put together).
+        is_fused: Seen only inside a fused kernel that was left whole.
+    """
+
+    site: Site
+    is_selected: bool
+    seen: int = 0
+    forward: int = 0
+    backward: int = 0
+    rows: str = "token"
+    is_fused: bool = False
+    tallies: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def add(self, phase: str, tally: Tensor) -> None:
+        """Adds a tally without reading it: no host synchronisation."""
+        held = self.tallies.get(phase)
+        if held is None:
+            self.tallies[phase] = tally.clone()
+        else:
+            held += tally.to(held.device, non_blocking=True)
+
+    def dose(self, phase: str = "forward") -> Dose:
+        """Returns the dose of one phase."""
+        return make_dose(self.tallies.get(phase))
+
+
+def total_dose(records: list[SiteRecord], phase: str = "forward") -> Dose:
+    """Returns the dose over many sites: norms and counts are summed, then divided."""
+    tallies = [r.tallies[phase].cpu() for r in records if phase in r.tallies]
+    return make_dose(torch.stack(tallies).sum(dim=0) if tallies else None)

@@ -1,0 +1,282 @@
+"""Runs an operator at its site: perturbs the output, wraps the inputs, keeps the record.
+
+It does not know how the place was found: a session's tracker tells it, or the global state of
+`noisy_ops`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisescope.inject import attention
+from noisescope.inject.dose import SiteRecord
+from noisescope.inject.operators import Spelling
+from noisescope.inject.perturb import (
+    TensorMap,
+    add_error,
+    perturb_probabilities,
+    with_noisy_gradient,
+)
+from noisescope.inject.rows import Rows
+from noisescope.inject.sites import Site
+from noisescope.inject.tracker import Place, is_recomputing
+from noisescope.noise import Address, ErrorModel
+
+Function = Callable[..., Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Injector:
+    """Applies one error model at the sites that `includes` accepts.
+
+    Args:
+        error_model: What is added.
+        phases: `forward`, `backward` or both.
+        includes: Tells whether a site is selected; asked once per site.
+        seed: Key word for tensors of which no rows are known.
+        draw: The same.
+    """
+
+    def __init__(
+        self,
+        error_model: ErrorModel,
+        phases: tuple[str, ...],
+        includes: Callable[[Site], bool],
+        seed: int = 0,
+        draw: int = 0,
+    ) -> None:
+        self.error_model = error_model
+        self.phases = phases
+        self.includes = includes
+        self.seed = seed
+        self.draw = draw
+        self.records: dict[tuple[str, str, str, int], SiteRecord] = {}
+
+    # Seeing.
+
+    def see(self, place: Place, operator: str, is_fused: bool = False) -> SiteRecord:
+        """Notes that an operator runs at a place, and returns the record of its site."""
+        key = (place.region, place.module, operator, place.next_index(operator))
+        record = self.records.get(key)
+        if record is None:
+            site = Site(*key)
+            record = self.records[key] = SiteRecord(site, self.includes(site), is_fused=is_fused)
+        if not is_recomputing():
+            record.seen += 1
+        return record
+
+    # Running.
+
+    def run(
+        self, place: Place, spelling: Spelling, function: Function, args: Any, kwargs: Any
+    ) -> Any:
+        """Runs a call of an operator; returns what the call would, perturbed where selected."""
+        record = self.see(place, spelling.operator)
+        if not record.is_selected:
+            return function(*args, **kwargs)
+        function, args, kwargs, target = _out_of_place(spelling, function, args, dict(kwargs))
+        shapes = [t.shape for t in _tensors((args, kwargs))]
+        keys = _keys_axis(record.site, shapes, place.rows)
+        args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), keys)
+        result = self.perturb_output(
+            record, place.rows, function(*args, **kwargs), keys, _dim(args, kwargs)
+        )
+        return result if target is None else _write(target, result)
+
+    def run_attention(
+        self, place: Place, function: Function, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs fused attention: whole where no site of it is selected, else in three steps."""
+        records = [self.see(place, operator) for operator in attention.SITE_OPERATORS]
+        if self.error_model.is_null or not any(r.is_selected for r in records):
+            for record in records:
+                record.is_fused = True
+                record.forward += record.is_selected and "forward" in self.phases
+            return function(*args, **kwargs)
+        rows = place.rows
+
+        def run(step: int, compute: Function, *inputs: Any) -> Tensor:
+            record = records[step]
+            if not record.is_selected:
+                result: Tensor = compute(*inputs)
+                return result
+            keys = {"output": step < 2, 0: step > 0, 1: False}
+            inputs, _ = self.wrap_inputs(record, rows, (inputs, {}), keys)
+            perturbed: Tensor = self.perturb_output(record, rows, compute(*inputs), keys, -1)
+            return perturbed
+
+        return attention.attend(*args, **kwargs, run=run)
+
+    def wrap_inputs(
+        self, record: SiteRecord, rows: Rows | None, arguments: Arguments, keys: Mapping[Any, bool]
+    ) -> Arguments:
+        """Puts an identity with a noisy way back on every input that wants a gradient."""
+        if "backward" not in self.phases or not torch.is_grad_enabled():
+            return arguments
+        counter = iter(range(1 << 30))
+
+        def wrap(value: Any) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(wrap(v) for v in value)
+            if isinstance(value, dict):
+                return {k: wrap(v) for k, v in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            n = next(counter)
+            if not value.requires_grad:
+                return value
+            return self.wrap_input(record, rows, value, n, keys.get(n, False))
+
+        args, kwargs = wrap(arguments)
+        return args, kwargs
+
+    def wrap_input(
+        self, record: SiteRecord, rows: Rows | None, value: Tensor, n: int, is_keys: bool = False
+    ) -> Tensor:
+        """Puts the identity on one input, the operator's n-th tensor."""
+        word = record.site.gradient_word(n)
+        is_parameter = isinstance(value, nn.Parameter)
+
+        def address(gradient: Tensor) -> Address:
+            if is_parameter and rows is not None:
+                return rows.parameter_address(gradient.shape, word, gradient.device)
+            return self._address(record, rows, gradient, word, is_keys, "backward")
+
+        return with_noisy_gradient(value, self._perturber(record, "backward", address))
+
+    def perturb_output(
+        self, record: SiteRecord, rows: Rows | None, output: Any, keys: Mapping[Any, bool], dim: int
+    ) -> Any:
+        """Adds the error to an output; of several outputs, to the first."""
+        if isinstance(output, tuple):
+            return (self.perturb_output(record, rows, output[0], keys, dim), *output[1:])
+        if "forward" not in self.phases or not output.is_floating_point():
+            return output
+
+        def address(value: Tensor) -> Address:
+            is_keys = keys.get("output", False)
+            return self._address(record, rows, value, record.site.word, is_keys, "forward")
+
+        softmax_dim = dim if record.site.operator == "softmax" else None
+        return add_error(output, self._perturber(record, "forward", address, softmax_dim))
+
+    # Perturbing.
+
+    def _address(
+        self,
+        record: SiteRecord,
+        rows: Rows | None,
+        value: Tensor,
+        word: int,
+        is_keys: bool,
+        phase: str,
+    ) -> Address:
+        if rows is None:
+            rows = Rows.of_nothing(self.seed, self.draw, value.device)
+        at, kind = rows.address(value.shape, record.site.operator, is_keys, word, value.device)
+        if kind != "token" and record.rows != "row" and phase == self.phases[0]:
+            record.rows = kind
+        return at
+
+    def _perturber(
+        self,
+        record: SiteRecord,
+        phase: str,
+        address: Callable[[Tensor], Address],
+        softmax_dim: int | None = None,
+    ) -> TensorMap:
+        error_model = self.error_model
+
+        def perturb(value: Tensor) -> Tensor:
+            if value.is_sparse:
+                return value  # the gradient of a sparse embedding has no rows to address
+            if softmax_dim is not None and not error_model.is_null:
+                noisy, counted = perturb_probabilities(
+                    error_model, value.detach(), address(value), softmax_dim
+                )
+            else:
+                flat_RD = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
+                noisy_RD, counted = error_model.perturb(flat_RD, address(value))
+                noisy = (noisy_RD.clone() if noisy_RD is flat_RD else noisy_RD).reshape(value.shape)
+            self._note(record, phase, counted)
+            return noisy
+
+        return perturb
+
+    def _note(self, record: SiteRecord, phase: str, counted: Tensor) -> None:
+        # Counters are bumped, and sums kept on the device: nothing here waits for it.
+        if phase == "backward":
+            record.backward += 1
+        elif is_recomputing():
+            return
+        else:
+            record.forward += 1
+        record.add(phase, counted)
+
+
+# The shape of a call.
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in _tensors(v)] if isinstance(value, (tuple, list)) else []
+
+
+def _keys_axis(site: Site, shapes: list[torch.Size], rows: Rows | None) -> dict[Any, bool]:
+    """Tells for the output and the inputs of a call whether their last axis runs over keys.
+
+    Scores and probabilities do. A product [.., T, D] x [.., D, S] makes scores where its result is
+    as wide as there are keys, and context where its left factor is; a sliding window cuts keys off
+    and can make both untrue, and then the order of the calls tells, scores before context.
+    """
+    if rows is None or not shapes or len(shapes[0]) < 3:
+        return {}
+    is_attention = len(shapes[0]) == 4 or shapes[0][0] != rows.sample_BT.shape[0]
+    if site.operator == "softmax":
+        return {"output": is_attention, 0: is_attention}
+    if site.operator not in ("matmul", "bmm") or len(shapes) < 2 or not is_attention:
+        return {}
+    left, right = shapes[-2], shapes[-1]
+    makes_scores, takes_scores = right[-1] == rows.keys, left[-1] == rows.keys
+    if makes_scores == takes_scores:
+        makes_scores = site.index % 2 == 0
+    return {"output": makes_scores, len(shapes) - 2: not makes_scores}
+
+
+def _dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Returns the axis that a softmax runs over."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    return dim if isinstance(dim, int) else -1
+
+
+def _out_of_place(
+    spelling: Spelling, function: Function, args: Any, kwargs: dict[str, Any]
+) -> tuple[Function, Any, dict[str, Any], Tensor | None]:
+    """Turns a call that writes into a tensor into one that does not, and names that tensor.
+
+    The clean result would otherwise overwrite what the backward pass has saved.
+    """
+    if spelling.functional is not None:
+        return spelling.functional, args, kwargs, args[0]
+    if kwargs.get("inplace") is True:
+        return function, args, kwargs | {"inplace": False}, _first(args, kwargs)
+    if spelling.operator in ("relu", "silu") and len(args) > 1 and args[1] is True:
+        return function, (args[0], False), kwargs, args[0]
+    target = kwargs.pop("out", None)
+    return function, args, kwargs, target
+
+
+def _first(args: Any, kwargs: dict[str, Any]) -> Tensor:
+    tensor: Tensor = args[0] if args else kwargs["input"]
+    return tensor
+
+
+def _write(target: Tensor, result: Tensor) -> Tensor:
+    if target.shape != result.shape:
+        target.resize_(result.shape)
+    return target.copy_(result)

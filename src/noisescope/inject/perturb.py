@@ -1,0 +1,93 @@
+"""How error enters the graph: added to an output, or to a gradient on its way back.
+
+Error is a disturbance of the hardware, not a function the model computes: gradients pass it
+unchanged (straight through), as they would on the machine that is being imitated.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisescope.noise import Address, ErrorModel, random_words, tally
+from noisescope.noise.rounding import round_to
+
+TensorMap = Callable[[Tensor], Tensor]
+
+
+class _AddError(torch.autograd.Function):
+    """Forward: the perturbed value. Backward: the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, perturb: TensorMap) -> Tensor:
+        return perturb(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _NoisyGradient(torch.autograd.Function):
+    """Forward: the identity. Backward: the perturbed gradient; the site travels with the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, perturb: TensorMap) -> Tensor:
+        ctx.perturb = perturb
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.perturb(gradient), None
+
+
+def add_error(value: Tensor, perturb: TensorMap) -> Tensor:
+    """Returns `perturb(value)`, differentiable as the identity where a gradient is wanted."""
+    if torch.is_grad_enabled() and value.requires_grad:
+        result: Tensor = _AddError.apply(value, perturb)  # type: ignore[no-untyped-call]
+        return result
+    with torch.no_grad():
+        return perturb(value)
+
+
+def with_noisy_gradient(value: Tensor, perturb: TensorMap) -> Tensor:
+    """Returns the same value; its gradient passes through `perturb` on the way back."""
+    result: Tensor = _NoisyGradient.apply(value, perturb)  # type: ignore[no-untyped-call]
+    return result
+
+
+def perturb_probabilities(
+    error_model: ErrorModel, clean: Tensor, at: Address, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Perturbs the output of a softmax and makes it a distribution again.
+
+    The error is added in float32, entries are clamped at 0 and divided by their sum, and the result
+    is rounded once. An entry that is exactly 0 (a masked key) stays 0, so error never lets a row see
+    what was masked; a row whose every entry was clamped away keeps its clean values.
+
+    Args:
+        error_model: What is added.
+        clean: Probabilities of any shape; the last axis holds the channels of the address.
+        at: Where the elements lie.
+        dim: The axis that the softmax ran over.
+
+    Returns:
+        The noisy probabilities in the dtype of `clean`, and the tally. The error that was asked for
+        is what remains of it after the division: the part that a softmax takes back is not lost.
+
+    Source: reference implementation of the noisy operators (clamp, then divide by the sum).
+    """
+    wide = clean.to(torch.promote_types(clean.dtype, torch.float32))
+    flat_RD = wide.reshape(-1, clean.shape[-1])
+    noisy_RD, _ = error_model.perturb(flat_RD, at)
+    kept = noisy_RD.reshape(clean.shape).clamp_min(0).masked_fill(wide == 0, 0)
+    total = kept.sum(dim=dim, keepdim=True)
+    asked = torch.where(total > 0, kept / total, wide)
+    rounded_RD = round_to(
+        asked.reshape(flat_RD.shape),
+        clean.dtype,
+        error_model.rounding,
+        lambda: random_words(at, flat_RD.shape[1], stream=1),
+    )
+    noisy = rounded_RD.reshape(clean.shape)
+    return noisy, tally(clean, noisy, (asked - wide).to(torch.float64).square().sum())

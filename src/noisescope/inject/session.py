@@ -1,0 +1,237 @@
+"""`inject`: opens a session in which a model runs with error at chosen sites.
+
+The session is also the witness. On leaving it raises where nothing fired and warns where rounding
+erased the dose, because results of such a run would be the clean model's under another name.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from noisescope.errors import DoseWarning, NoisescopeWarning, SelectionError
+from noisescope.inject.coverage import CoverageRow, coverage_table
+from noisescope.inject.dose import Dose, SiteRecord, total_dose
+from noisescope.inject.injector import Injector
+from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.selection import (
+    Selection,
+    check_modules,
+    make_selection,
+    selected_regions,
+)
+from noisescope.inject.tokens import TokenReader
+from noisescope.inject.tracker import Place, Tracker
+from noisescope.models import find_regions
+from noisescope.noise import ErrorModel
+
+
+class Session:
+    """An open or closed injection into one model; made by `inject`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        error_model: ErrorModel,
+        selection: Selection,
+        seed: int = 0,
+        draw: int = 0,
+        attest: bool = True,
+    ) -> None:
+        self.model = model
+        self.selection = selection
+        self.attest = attest
+        self.regions = find_regions(model)
+        self.region_names = selected_regions(selection, self.regions)
+        holders = [n for r in self.region_names for n, _ in self.regions.named(r).modules]
+        check_modules(selection, model, holders)
+        self._injector = Injector(error_model, selection.phases, selection.includes, seed, draw)
+        self._reader = TokenReader(seed, draw)
+        self._tracker = Tracker(self, self._reader)
+        self._mode = OperatorMode(self._injector, lambda: self._tracker.place)
+        self._hooks = ExitStack()
+
+    # The noise.
+
+    @property
+    def error_model(self) -> ErrorModel:
+        """What is added."""
+        return self._injector.error_model
+
+    @property
+    def seed(self) -> int:
+        """Key word of the random numbers."""
+        return self._reader.seed
+
+    @property
+    def draw(self) -> int:
+        """Number of the realisation; may be set between forward passes."""
+        return self._reader.draw
+
+    @draw.setter
+    def draw(self, draw: int) -> None:
+        self._reader.draw = self._injector.draw = draw
+
+    def name_samples(self, names: Sequence[str | int] | None) -> None:
+        """Names the sample of each row of the coming forward passes; None: by their own tokens."""
+        self._reader.names = None if names is None else tuple(names)
+
+    # The witness.
+
+    @property
+    def records(self) -> list[SiteRecord]:
+        """The record of every site seen in the selected regions, in the order they first ran."""
+        return list(self._injector.records.values())
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Injections per site: ``{site name: {"forward": n, "backward": n}}``."""
+        return {
+            r.site.name: {"forward": r.forward, "backward": r.backward}
+            for r in self.records
+            if r.forward or r.backward
+        }
+
+    def dose(self, phase: str = "forward") -> Dose:
+        """Returns what arrived, over all sites together."""
+        return total_dose(self.records, phase)
+
+    def doses(self, phase: str = "forward") -> dict[str, Dose]:
+        """Returns what arrived at each site that fired."""
+        return {r.site.name: r.dose(phase) for r in self.records if phase in r.tallies}
+
+    def coverage(self) -> list[CoverageRow]:
+        """Returns, per operator, how many sites were seen, selected and perturbed."""
+        return coverage_table(self.records)
+
+    # The context.
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._tracker.attach(self.model, self.regions, self.region_names, stack)
+            self._hooks = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.close()
+        remove_mode(self._mode)
+        self._tracker.reset()
+        if kind is None and self.attest:
+            self.check()
+
+    def check(self) -> None:
+        """Raises where the selection never fired; warns where under half of the dose arrived.
+
+        Raises:
+            SelectionError: A named operator, layer, module or phase received no noise.
+        """
+        if not self._tracker.passes:
+            warnings.warn(
+                "noise was set up but the model never ran in the session: nothing was perturbed. "
+                "Call the model inside the 'with' block.",
+                NoisescopeWarning,
+                stacklevel=3,
+            )
+            return
+        check_fired(self.selection, self.region_names, self.records)
+        for phase in self.selection.phases:
+            dose = self.dose(phase)
+            if dose.is_half_lost:
+                warnings.warn(
+                    f"under half of the {phase} noise arrived ({dose}): rounding erased it. "
+                    'Use a larger scale, float32, or rounding="stochastic".',
+                    DoseWarning,
+                    stacklevel=3,
+                )
+
+    # What the tracker calls.
+
+    def enter_region(self) -> None:
+        """Turns the mode on for a selected region."""
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave_region(self) -> None:
+        """Turns it off."""
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def before_module(self, place: Place, module: nn.Module, args: Any) -> Any:
+        """Notes a module that is an operator, and wraps its inputs for the way back."""
+        place.record = self._injector.see(place, str(place.operator))
+        if not place.record.is_selected:
+            return None
+        wrapped, _ = self._injector.wrap_inputs(place.record, place.rows, (args, {}), {})
+        return wrapped
+
+    def after_module(self, place: Place, module: nn.Module, output: Any) -> Any:
+        """Adds the error to its output."""
+        if place.record is None or not place.record.is_selected:
+            return None
+        return self._injector.perturb_output(place.record, place.rows, output, {}, -1)
+
+
+def check_fired(
+    selection: Selection, region_names: Iterable[str], records: Sequence[SiteRecord]
+) -> None:
+    """Raises SelectionError for everything the user named that received no noise."""
+    seen = ", ".join(dict.fromkeys(r.site.operator for r in records)) or "none"
+    advice = f"Operators that ran there: {seen}. List them with 'noisescope sites MODEL'."
+    for phase in selection.phases:
+        fired = [r for r in records if getattr(r, phase)]
+        if not fired and phase == "backward" and any(r.is_selected for r in records):
+            raise SelectionError(
+                "backward noise was asked for, but no backward pass reached a selected site: "
+                "call backward() inside the session, or leave 'backward' out of phases."
+            )
+        for operator in selection.operators or ():
+            if not any(r.site.operator == operator for r in fired):
+                raise SelectionError(f"operator {operator!r} never ran in the selection. {advice}")
+        for layer in region_names if selection.layers is not None else ():
+            if not any(r.site.region == layer for r in fired):
+                raise SelectionError(f"no selected operator ran in layer {layer}. {advice}")
+        if not fired:
+            raise SelectionError(f"the selection matched no site that ran. {advice}")
+
+
+def inject(
+    model: nn.Module,
+    error_model: ErrorModel,
+    layers: int | str | Iterable[int | str] | None = None,
+    operators: str | Iterable[str] | None = None,
+    modules: str | Iterable[str] | None = None,
+    phases: str | Iterable[str] = ("forward",),
+    seed: int = 0,
+    draw: int = 0,
+) -> Session:
+    """Opens a session: inside the `with` block the model runs with error at the selected sites.
+
+    Outside the selection the model computes what it always did, to the last bit, and after the
+    block its hooks and weights are as before. Sessions nest: each adds its own error.
+
+    Args:
+        model: Any module; a Hugging Face language model has layers to select.
+        error_model: What is added, e.g. ``RelativeGaussian(0.05)``.
+        layers: Layer numbers and region names (`embed`, `norm`, `head`); None: everywhere.
+        operators: Names out of `OPERATORS`; None: all.
+        modules: Patterns on dotted module names: ``"mlp.down_proj"``, ``"*.q_proj"``; None: all.
+        phases: `forward` noise falls on outputs, `backward` on the gradient of every input.
+        seed: First key word of the random numbers, 0 to 2**32 - 1.
+        draw: Second key word: which realisation of the noise.
+
+    Returns:
+        The session: counts, dose and coverage per site.
+
+    Raises:
+        SelectionError: The selection names nothing in this model; or, when the block ends, a named
+            operator, layer or phase received no noise.
+        InputError: Seed or draw out of range.
+    """
+    selection = make_selection(layers, operators, modules, phases)
+    return Session(model, error_model, selection, seed, draw)

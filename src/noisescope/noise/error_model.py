@@ -1,0 +1,104 @@
+"""What an error model is, and the tally of the error that really arrived.
+
+A new error model is one frozen dataclass with an `error`; adding in float32, rounding and tallying
+are here once for all. Where the error goes, and autograd, belong to inject/.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from noisescope.noise.address import Address
+from noisescope.noise.philox import random_words
+from noisescope.noise.rounding import Rounding, round_to
+
+TALLY_FIELDS = ("elements", "changed", "error_square", "clean_square", "asked_square")
+
+
+class ErrorModel(ABC):
+    """What is added to a tensor: a pure function of its values and of where they lie.
+
+    Subclasses are frozen dataclasses.
+
+    Attributes:
+        rounding: How the sum is rounded to the tensor's dtype.
+    """
+
+    rounding: Rounding
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it changes nothing, whatever the input."""
+        return False
+
+    @abstractmethod
+    def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
+        """Returns the error to be added to the values.
+
+        Args:
+            y_RD: float32 or float64 [R, D]; not to be changed.
+            at: Where the elements lie.
+
+        Returns:
+            [R, D] of y's dtype.
+        """
+
+    def perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the error in float32 (float64 for float64) and rounds once to y's dtype.
+
+        Args:
+            y_RD: float tensor [R, D], detached; it is left as it is.
+            at: Where the elements lie, on y's device.
+
+        Returns:
+            The noisy values, a new tensor of y's dtype (y itself where the model is null), and the
+            tally: float64 [5] on y's device, see `tally`.
+        """
+        if y_RD.dim() != 2 or len(y_RD) != len(at):
+            raise ValueError(f"tensor of {list(y_RD.shape)} with an address of {len(at)} rows")
+        if self.is_null:
+            return y_RD, tally(y_RD, y_RD, torch.zeros((), dtype=torch.float64, device=y_RD.device))
+        return self._perturb(y_RD, at)
+
+    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+        """`perturb` for a model that is not null; a model with a fused kernel overrides this."""
+        wide_RD = y_RD if y_RD.dtype == torch.float64 else y_RD.to(torch.float32)
+        error_RD = self.error(wide_RD, at)
+        noisy_RD = round_to(
+            wide_RD + error_RD,
+            y_RD.dtype,
+            self.rounding,
+            lambda: random_words(at, y_RD.shape[1], stream=1),
+        )
+        return noisy_RD, tally(y_RD, noisy_RD, _sum_of_squares(error_RD, noisy_RD.isfinite()))
+
+
+def tally(clean: torch.Tensor, noisy: torch.Tensor, asked_square: torch.Tensor) -> torch.Tensor:
+    """Returns what arrived: float64 [5] on the tensors' device, without waiting for the device.
+
+    The fields are `TALLY_FIELDS`: elements, changed elements, sum of (noisy - clean)^2, sum of
+    clean^2, and the given sum of asked error^2 (before rounding). Sums of tallies are tallies.
+    Elements where clean or noisy is infinite or NaN are left out of the sums of squares, or one of
+    them would poison all. An element changed when it was finite and has another value now.
+
+    Args:
+        clean: The values before, any shape and float dtype.
+        noisy: The values after, same shape.
+        asked_square: float64 scalar tensor, the sum of squares of the error that was asked for, as
+            in the tally of `perturb`.
+    """
+    clean_wide, noisy_wide = clean.to(torch.float64), noisy.to(torch.float64)
+    was_finite = clean_wide.isfinite()
+    is_finite = was_finite & noisy_wide.isfinite()
+    fields = (
+        torch.full((), clean.numel(), dtype=torch.float64, device=clean.device),
+        (was_finite & (clean_wide != noisy_wide)).sum().to(torch.float64),
+        _sum_of_squares(noisy_wide - clean_wide, is_finite),
+        _sum_of_squares(clean_wide, is_finite),
+        asked_square,
+    )
+    return torch.stack(fields)
+
+
+def _sum_of_squares(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    return torch.where(counted, x.to(torch.float64), 0.0).square().sum()

@@ -1,0 +1,90 @@
+"""Gaussian error: relative to each value, or absolute.
+
+The formula is written in `error`; on the CPU a fused kernel does the same in one pass. Other
+distributions are other files.
+"""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+
+from noisescope.errors import InputError, near_names
+from noisescope.noise.address import Address
+from noisescope.noise.error_model import ErrorModel
+from noisescope.noise.philox import standard_normal
+from noisescope.noise.rounding import Rounding, check_rounding
+
+
+@dataclass(frozen=True)
+class _Gaussian(ErrorModel):
+    """What both kinds share: a checked scale, and the fused kernel where it applies."""
+
+    scale: float
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+        check_rounding(self.rounding)
+
+    @property
+    def is_null(self) -> bool:
+        return self.scale == 0
+
+
+@dataclass(frozen=True)
+class RelativeGaussian(_Gaussian):
+    """Adds N(0, 1) * abs(y) * scale.
+
+    Attributes:
+        scale: Standard deviation of the error as a share of each value, at least 0.
+        rounding: 'nearest' or 'stochastic', to the tensor's dtype.
+    """
+
+    def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
+        """Returns N(0, 1) * abs(y) * scale."""
+        # Scale first: N(0, 1) * abs(y) could overflow where the error itself does not.
+        return standard_normal(at, y_RD.shape[1]).to(y_RD.dtype) * self.scale * y_RD.abs()
+
+
+@dataclass(frozen=True)
+class AbsoluteGaussian(_Gaussian):
+    """Adds N(0, 1) * scale.
+
+    Attributes:
+        scale: Standard deviation of the error, in the tensor's own unit, at least 0.
+        rounding: 'nearest' or 'stochastic', to the tensor's dtype.
+    """
+
+    def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
+        """Returns N(0, 1) * scale."""
+        return standard_normal(at, y_RD.shape[1]).to(y_RD.dtype) * self.scale
+
+
+_ERROR_TYPES: dict[str, type[_Gaussian]] = {
+    "relative_gaussian": RelativeGaussian,
+    "absolute_gaussian": AbsoluteGaussian,
+}
+
+
+def make_error_model(error_type: str, scale: float, rounding: Rounding = "nearest") -> ErrorModel:
+    """Returns the error model of a name, 'relative_gaussian' or 'absolute_gaussian'.
+
+    Raises:
+        InputError: The name is unknown, or scale or rounding cannot be used.
+    """
+    if error_type not in _ERROR_TYPES:
+        raise InputError(
+            f"error type {error_type!r}: {' or '.join(repr(t) for t in _ERROR_TYPES)} is needed"
+            f"{near_names(str(error_type), _ERROR_TYPES)}"
+        )
+    return _ERROR_TYPES[error_type](scale, rounding)
+
+
+def _check_scale(scale: float) -> None:
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not is_number or not math.isfinite(scale) or scale < 0:
+        raise InputError(
+            f"noise scale {scale!r}: a finite number of at least 0 is needed; try 0.05"
+        )

@@ -1,0 +1,48 @@
+"""noisescope finds where numeric error breaks a language model.
+
+These are the public names. Importing the package changes nothing: no patch, no seed, no log.
+"""
+
+from noisescope.diagnose import Diagnosis, diagnose_layers, diagnose_operators
+from noisescope.errors import (
+    DoseWarning,
+    InputError,
+    NoisescopeError,
+    NoisescopeWarning,
+    SelectionError,
+)
+from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, inject
+from noisescope.models import LoadedModel, fingerprint, load_model, register_family
+from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+from noisescope.report import result_of
+from noisescope.tasks import Sample, Task, load_task, make_task, token_task
+
+__all__ = [
+    "CORE_OPERATORS",
+    "OPERATORS",
+    "AbsoluteGaussian",
+    "Diagnosis",
+    "Dose",
+    "DoseWarning",
+    "ErrorModel",
+    "InputError",
+    "LoadedModel",
+    "NoisescopeError",
+    "NoisescopeWarning",
+    "RelativeGaussian",
+    "Sample",
+    "SelectionError",
+    "Session",
+    "Site",
+    "Task",
+    "diagnose_layers",
+    "diagnose_operators",
+    "fingerprint",
+    "inject",
+    "load_model",
+    "load_task",
+    "make_task",
+    "register_family",
+    "result_of",
+    "token_task",
+]

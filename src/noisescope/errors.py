@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one line: what failed, the value, what is accepted, what to do.
+"""The errors a user can cause, each one line: what failed, the value, what is accepted, what to do.
 
 The command line prints the line and leaves with status 2; a traceback means a defect of ours.
 """

@@ -200,12 +200,13 @@ class Injector:
                 flat_RD = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
                 noisy_RD, counted = error_model.perturb(flat_RD, address(value))
                 noisy = (noisy_RD.clone() if noisy_RD is flat_RD else noisy_RD).reshape(value.shape)
-            self._note(record, phase, counted)
+            self.note(record, phase, counted)
             return noisy
 
         return perturb
 
-    def _note(self, record: SiteRecord, phase: str, counted: Tensor) -> None:
+    def note(self, record: SiteRecord, phase: str, counted: Tensor) -> None:
+        """Writes an injection into the record of its site."""
         # Counters are bumped, and sums kept on the device: nothing here waits for it.
         if phase == "backward":
             record.backward += 1

@@ -9,12 +9,17 @@ Legend: B rows of the batch, T positions of this pass, H heads, S keys (cached o
 rows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from noisescope.noise import Address
+
+# What the last axis holds: channels of a token, or keys (scores, probabilities); or the tensor is
+# transposed, and the last axis holds positions and the one before it channels (K^T in Q K^T).
+Layout = Literal["channels", "keys", "transposed"]
 
 # Scores have a channel per (head, key): four million keys fit before the next head's begin.
 _KEYS_PER_HEAD = 1 << 22
@@ -49,7 +54,11 @@ class Rows:
         sample_BT: int64 word naming the sample of each token.
         position_BT: int64 index of each token within its sample, padding not counted.
         first_key_B: int64 position of key column 0 when all keys are present; negative under left
-            padding. keys: Keys in the cache and this pass together.
+            padding.
+        keys: Keys in the cache and this pass together.
+        is_named: Whether the words name samples; otherwise they only number the batch's rows.
+        is_mixed: Rows of this place lost their token (experts of a mixture); shapes that look like
+            tokens are not.
     """
 
     seed: int
@@ -58,6 +67,8 @@ class Rows:
     position_BT: Tensor
     first_key_B: Tensor
     keys: int
+    is_named: bool = True
+    is_mixed: bool = False
     _maps: dict[object, RowMap] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -66,72 +77,108 @@ class Rows:
         none_BT = torch.zeros(0, 1, dtype=torch.int64, device=device)
         return cls(seed, draw, none_BT, none_BT, none_BT[:, 0], 0)
 
+    def mixed(self) -> "Rows":
+        """Returns the rows of the same pass for a place where rows lose their token."""
+        return self if self.is_mixed else replace(self, is_mixed=True, _maps={})
+
+    def forget_maps(self) -> None:
+        """Frees the addresses; they are computed again when they are asked for again."""
+        self._maps.clear()
+
     def address(
-        self, shape: torch.Size, operator: str, is_keys: bool, site: int, device: torch.device
+        self, value: Tensor, operator: str, layout: Layout, site: int
     ) -> tuple[Address, str]:
-        """Returns the addresses for a tensor of this shape and how much of them is known.
+        """Returns the addresses of a tensor's rows and how much of them is known.
 
         Args:
-            shape: Of the tensor; its last axis holds the channels.
+            value: The tensor; with `transposed`, the tensor turned back.
             operator: Settles what a four-dimensional shape means where it could mean two things.
-            is_keys: Whether the last axis runs over keys (scores and probabilities).
+            layout: What the last axis holds.
             site: The site's word.
-            device: Where the tensor lies.
         """
-        key = (tuple(shape), operator in _HEADS_FIRST, is_keys, device)
+        is_heads_first = operator in _HEADS_FIRST or _is_heads_first_view(value)
+        key = (tuple(value.shape), is_heads_first, layout == "keys", value.device)
         found = self._maps.get(key)
         if found is None:
-            found = self._maps[key] = self._map(shape, operator in _HEADS_FIRST, is_keys, device)
-        at = Address(self.seed, self.draw, site, found.sample_R, found.position_R, found.channel_R)
-        return at, found.kind
+            found = self._map(value.shape, is_heads_first, layout == "keys", value.device)
+            self._maps[key] = found
+        return self._at(found, site), found.kind if self.is_named else "row"
 
-    def parameter_address(self, shape: torch.Size, site: int, device: torch.device) -> Address:
+    def parameter_address(self, value: Tensor, site: int) -> Address:
         """Returns the addresses for a parameter's gradient: no sample; the row is its own index."""
-        rows = shape[:-1].numel() if len(shape) else 1
-        key = ("parameter", rows, device)
-        found = self._maps.get(key)
-        if found is None:
-            found = self._maps[key] = _row_map(rows, device)
-        return Address(
-            self.seed, self.draw, site, found.sample_R, found.position_R, found.channel_R
-        )
+        index_R = torch.arange(_count_rows(value.shape), device=value.device)
+        none_R = torch.zeros_like(index_R)
+        return self._at(RowMap("row", torch.full_like(index_R, _WORD), index_R, none_R), site)
+
+    def _at(self, rows: RowMap, site: int) -> Address:
+        return Address(self.seed, self.draw, site, rows.sample_R, rows.position_R, rows.channel_R)
 
     def _map(
         self, shape: torch.Size, is_heads_first: bool, is_keys: bool, device: torch.device
     ) -> RowMap:
-        sample_BT, position_BT = self.sample_BT, self.position_BT
-        B, T = sample_BT.shape
-        heads = _find_heads(shape, B, T, is_heads_first)
+        B, T = self.sample_BT.shape
+        heads = None if self.is_mixed else _find_heads(shape, B, T, is_heads_first)
         if heads is not None:
-            tokens, H, is_head_axis_first = heads
-            sample_BT, position_BT = sample_BT[:, -tokens:], position_BT[:, -tokens:]
-            channel_BH = self._first_channels(shape[-1], H, is_keys)
-            sample, position, channel = torch.broadcast_tensors(
-                sample_BT[:, None, :], position_BT[:, None, :], channel_BH[:, :, None]
-            )
-            if not is_head_axis_first:
-                sample, position, channel = (t.transpose(1, 2) for t in (sample, position, channel))
-            flat = (t.reshape(-1).to(device) for t in (sample, position, channel))
-            return RowMap("token", *flat)
-        rows = shape[:-1].numel() if len(shape) else 1
-        if len(shape) > 1 and shape[0] == B and B > 0:
-            each = torch.arange(rows // B, device=device).repeat(B)
-            sample = sample_BT[:, :1].expand(B, rows // B).reshape(-1).to(device)
-            return RowMap("sample", sample, each, torch.zeros_like(each))
-        return _row_map(rows, device)
+            return self._map_tokens(shape[-1], *heads, is_keys, device)
+        rows = _count_rows(shape)
+        index_R = torch.arange(rows, device=device)
+        none_R = torch.zeros_like(index_R)
+        # The token is unknown, but what the sample (or the batch) holds so far still tells one
+        # pass from another: else every decoding step would meet the same noise.
+        so_far_BT = mix(self.sample_BT, self.position_BT)
+        if len(shape) > 1 and shape[0] == B and B > 0 and not self.is_mixed:
+            sample_R = so_far_BT[:, -1:].expand(B, rows // B).reshape(-1).to(device)
+            return RowMap("sample", sample_R, index_R % max(1, rows // B), none_R)
+        sample_R = (so_far_BT.sum() & _WORD).to(device).expand(rows)
+        return RowMap("row", sample_R, index_R, none_R)
+
+    def _map_tokens(
+        self,
+        channels: int,
+        tokens: int,
+        H: int,
+        is_head_axis_first: bool,
+        is_keys: bool,
+        device: torch.device,
+    ) -> RowMap:
+        channel_BH = self._first_channels(channels, H, is_keys)
+        each = torch.broadcast_tensors(
+            self.sample_BT[:, None, -tokens:],
+            self.position_BT[:, None, -tokens:],
+            channel_BH[:, :, None],
+        )
+        if not is_head_axis_first:
+            each = tuple(t.transpose(1, 2) for t in each)
+        return RowMap("token", *(t.reshape(-1).to(device) for t in each))
 
     def _first_channels(self, channels: int, H: int, is_keys: bool) -> Tensor:
         head_H = torch.arange(H, device=self.sample_BT.device)
         if not is_keys:
             return (head_H * channels).expand(self.sample_BT.shape[0], H)
-        # A sliding window keeps the last keys only: columns are counted from the newest one back.
-        first_B = self.first_key_B + (self.keys - channels)
+        # A sliding window keeps the last keys only: columns are counted from the newest one back. A
+        # static cache has columns to spare at the end.
+        first_B = self.first_key_B + max(0, self.keys - channels)
         return head_H * _KEYS_PER_HEAD + first_B[:, None]
 
 
-def _row_map(rows: int, device: torch.device) -> RowMap:
-    index_R = torch.arange(rows, device=device)
-    return RowMap("row", torch.full_like(index_R, _WORD), index_R, torch.zeros_like(index_R))
+def mix(value: Tensor, position: Tensor) -> Tensor:
+    """Hashes two integers to 32 bits, so well that sums of such words are hashes of the set.
+
+    Source: the constants of the `lowbias32` integer finaliser found by C. Wellons' hash prospector.
+    """
+    x = (value.to(torch.int64) * 0x9E3779B1 + position * 0x85EBCA77 + 0x27D4EB2F) & _WORD
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
+    return x ^ (x >> 16)
+
+
+def _count_rows(shape: torch.Size) -> int:
+    return shape[:-1].numel() if len(shape) else 1
+
+
+def _is_heads_first_view(value: Tensor) -> bool:
+    """Tells whether [B, T, H, D] was transposed to [B, H, T, D]: some norms of Q and K get that."""
+    return value.dim() == 4 and value.stride(1) < value.stride(2) and value.shape[1] > 1
 
 
 def _find_heads(

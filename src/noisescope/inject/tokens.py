@@ -7,16 +7,26 @@ text.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from noisescope.inject.rows import Rows
+from noisescope.errors import InputError
+from noisescope.inject.rows import Rows, mix
 from noisescope.noise import site_word
 
 _WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The hash of every row's tokens so far, and how many columns they are."""
+
+    word_B: Tensor
+    length: int
 
 
 @dataclass
@@ -32,13 +42,17 @@ class TokenReader:
     seed: int
     draw: int
     names: tuple[str | int, ...] | None = None
-    _prefix_B: Tensor | None = None
-    _prefix_length: int = 0
+    _latest: _Prefix | None = None
+    _by_cache: "WeakKeyDictionary[Any, _Prefix]" = field(default_factory=WeakKeyDictionary)
 
     def read(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Rows | None:
-        """Returns the rows of this call, or None where no argument is a tensor with a batch."""
+        """Returns the rows of this call, or None where no argument is a tensor with a batch.
+
+        Raises:
+            InputError: Samples are named, but not as many as the batch has rows.
+        """
         given = _bound(model, args, kwargs)
         tokens = _first_tensor(given)
         if tokens is None:
@@ -47,32 +61,52 @@ class TokenReader:
         mask_BS = given.get("attention_mask")
         if not isinstance(mask_BS, Tensor) or mask_BS.dim() != 2 or mask_BS.shape[0] != B:
             mask_BS = None
-        past = _past_length(given, mask_BS, T)
+        cache = given.get("past_key_values")
+        past = _past_length(cache, mask_BS, T)
         if mask_BS is None:
             present_BT = torch.ones(B, T, dtype=torch.int64, device=tokens.device)
             position_BT = _positions(given, B, T, past, tokens.device)
-            first_key_B = torch.zeros(B, dtype=torch.int64, device=tokens.device)
+            first_key_B = position_BT[:, -1] - (past + T - 1)
         else:
             counted_BS = mask_BS.to(torch.int64).cumsum(dim=1)
             present_BT = mask_BS[:, -T:].to(torch.int64)
             position_BT = (counted_BS[:, -T:] - 1).clamp_min(0)
             first_key_B = -(counted_BS == 0).sum(dim=1)
-        sample_BT = self._samples(given.get("input_ids"), present_BT, position_BT, past)
-        return Rows(self.seed, self.draw, sample_BT, position_BT, first_key_B, past + T)
+        sample_BT, is_named = self._samples(tokens, present_BT, position_BT, past, cache)
+        return Rows(self.seed, self.draw, sample_BT, position_BT, first_key_B, past + T, is_named)
 
-    def _samples(self, ids_BT: Any, present_BT: Tensor, position_BT: Tensor, past: int) -> Tensor:
+    def note_cache(self, output: Any) -> None:
+        """Remembers which cache a call has filled, from its output."""
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and self._latest is not None and _is_weakly_held(cache):
+            self._by_cache[cache] = self._latest
+
+    def _samples(
+        self, tokens: Tensor, present_BT: Tensor, position_BT: Tensor, past: int, cache: Any
+    ) -> tuple[Tensor, bool]:
+        """Returns the words of the samples, and whether they name samples at all."""
         B, T = position_BT.shape
-        if self.names is not None and len(self.names) == B:
+        if self.names is not None:
+            if len(self.names) != B:
+                raise InputError(
+                    f"{len(self.names)} samples are named, but this batch has {B} rows: "
+                    "call name_samples with one name per row before each call of the model."
+                )
             words = torch.tensor([sample_word(n) for n in self.names], device=position_BT.device)
-            return words[:, None].expand(B, T)
-        if not isinstance(ids_BT, Tensor) or ids_BT.shape != position_BT.shape:
-            return torch.arange(B, device=position_BT.device)[:, None].expand(B, T)
-        prefix_BT = (_mix(ids_BT, position_BT) * present_BT).cumsum(dim=1) & _WORD
-        held = self._prefix_B
-        if past and held is not None and self._prefix_length == past and held.shape[0] == B:
-            prefix_BT = (prefix_BT + held[:, None].to(prefix_BT.device)) & _WORD
-        self._prefix_B, self._prefix_length = prefix_BT[:, -1], past + T
-        return prefix_BT
+            return words[:, None].expand(B, T), True
+        if tokens.is_floating_point() or tokens.shape != position_BT.shape:
+            return torch.arange(B, device=position_BT.device)[:, None].expand(B, T), False
+        prefix_BT = (mix(tokens, position_BT) * present_BT).cumsum(dim=1) & _WORD
+        is_whole = past == 0
+        if past:
+            held = self._by_cache.get(cache) if _is_weakly_held(cache) else None
+            held = held or self._latest
+            if held is not None and held.length == past and held.word_B.shape[0] == B:
+                prefix_BT = (prefix_BT + held.word_B[:, None].to(prefix_BT.device)) & _WORD
+                is_whole = True
+        # A cache filled outside the session: the text before these tokens is unknown.
+        self._latest = _Prefix(prefix_BT[:, -1], past + T) if is_whole else None
+        return prefix_BT, is_whole
 
 
 def sample_word(name: str | int) -> int:
@@ -81,31 +115,31 @@ def sample_word(name: str | int) -> int:
 
 
 def check_names(names: Sequence[str | int] | None) -> tuple[str | int, ...] | None:
-    """Makes the names of the rows of the coming calls a tuple."""
+    """Makes the names of the rows of the coming calls a tuple.
+
+    Raises:
+        InputError: One string stands for a list of names.
+    """
+    if isinstance(names, str):
+        raise InputError(f"names {names!r}: give a list with one name per row, such as [{names!r}]")
     return None if names is None else tuple(names)
 
 
-def _mix(ids_BT: Tensor, position_BT: Tensor) -> Tensor:
-    """Hashes token and position to 32 bits, so that sums over a prefix are hashes of the prefix.
-
-    Source: the constants of the `lowbias32` integer finaliser found by C. Wellons' hash prospector.
-    """
-    x = (ids_BT.to(torch.int64) * 0x9E3779B1 + position_BT * 0x85EBCA77 + 0x27D4EB2F) & _WORD
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _WORD
-    return x ^ (x >> 16)
+def _is_weakly_held(cache: Any) -> bool:
+    return cache is not None and hasattr(cache, "get_seq_length") and hasattr(cache, "__weakref__")
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    if not args:
-        return dict(kwargs)
-    try:
-        bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-    except TypeError:  # the call itself will raise it again, with the model's own words
-        return dict(kwargs)
+    """Returns the arguments by name; of mappings among them, the entries."""
+    given = dict(kwargs)
+    if args:
+        try:
+            given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        except TypeError:  # the call itself will raise it again, with the model's own words
+            return given
     flat: dict[str, Any] = {}
-    for name, value in bound.items():
-        flat.update(value if isinstance(value, dict) and name == "kwargs" else {name: value})
+    for name, value in given.items():
+        flat.update(value if isinstance(value, Mapping) else {name: value})
     return flat
 
 
@@ -123,17 +157,14 @@ def _has_tokens(tensor: Tensor) -> bool:
     return tensor.dim() >= 3 or (tensor.dim() == 2 and not tensor.is_floating_point())
 
 
-def _past_length(given: Mapping[str, Any], mask_BS: Tensor | None, T: int) -> int:
+def _past_length(cache: Any, mask_BS: Tensor | None, T: int) -> int:
     if mask_BS is not None:
         return max(0, mask_BS.shape[1] - T)
-    cache = given.get("past_key_values")
-    if cache is not None and hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
-    return 0
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
 
 def _positions(given: Mapping[str, Any], B: int, T: int, past: int, device: torch.device) -> Tensor:
     positions = given.get("position_ids")
     if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == T:
-        return positions.to(torch.int64).expand(B, T)
+        return positions.to(device=device, dtype=torch.int64).expand(B, T)
     return torch.arange(past, past + T, device=device).expand(B, T)

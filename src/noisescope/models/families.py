@@ -119,12 +119,15 @@ def _model_types(modules: Iterable[nn.Module]) -> list[str]:
     return list(found)
 
 
-def _find_layers(path: str, lists: list[str], family: str, shortest: int = 1) -> _Place | None:
-    """Finds the list of layers by the longest tail of its path, text before other senses."""
+def _find_layers(path: str, lists: list[str], family: str, whole: bool = False) -> _Place | None:
+    """Finds the list of layers by its whole path, or else by the longest tail of it that is there.
+
+    Lists of text are looked through before those of other senses.
+    """
     parts = path.split(".")
     text = [n for n in lists if not _is_other_sense(n)]
     for names in (text, lists):
-        for start in range(len(parts) - shortest + 1):
+        for start in range(1 if whole else len(parts)):
             tail = ".".join(parts[start:])
             hits = [n for n in names if n == tail or n.endswith(f".{tail}")]
             if hits:
@@ -159,9 +162,9 @@ def _guess(modules: Mapping[str, nn.Module], lists: list[str]) -> Regions:
     own_type = next(iter(_model_types(modules.values())), "")
     tails = {family.layers.split(".")[-1] for family in LAYOUTS.values()}
     known = [n for n in lists if n.split(".")[-1] in tails and not _is_other_sense(n)]
-    for shortest in (2, 1):
+    for whole in (True, False):
         for name, family in LAYOUTS.items():
-            place = _find_layers(family.layers, known, own_type, shortest)
+            place = _find_layers(family.layers, known, own_type, whole)
             if place is not None and _named(family.embed, place, modules):
                 _only(known, own_type)
                 return _regions(family, place, modules, f"like {name}")

@@ -7,12 +7,14 @@ distributions are other files.
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 import torch
 
 from noisescope.errors import InputError, near_names
 from noisescope.noise.address import Address
 from noisescope.noise.error_model import ErrorModel
+from noisescope.noise.fused import has_kernel, perturb_gaussian
 from noisescope.noise.philox import standard_normal
 from noisescope.noise.rounding import Rounding, check_rounding
 
@@ -21,6 +23,7 @@ from noisescope.noise.rounding import Rounding, check_rounding
 class _Gaussian(ErrorModel):
     """What both kinds share: a checked scale, and the fused kernel where it applies."""
 
+    is_relative: ClassVar[bool]
     scale: float
     rounding: Rounding = "nearest"
 
@@ -30,7 +33,13 @@ class _Gaussian(ErrorModel):
 
     @property
     def is_null(self) -> bool:
+        """Whether the scale is 0."""
         return self.scale == 0
+
+    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+        if not has_kernel(y_RD):
+            return super()._perturb(y_RD, at)
+        return perturb_gaussian(y_RD, at, self.scale, self.is_relative, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class RelativeGaussian(_Gaussian):
         scale: Standard deviation of the error as a share of each value, at least 0.
         rounding: 'nearest' or 'stochastic', to the tensor's dtype.
     """
+
+    is_relative: ClassVar[bool] = True
 
     def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
         """Returns N(0, 1) * abs(y) * scale."""
@@ -56,6 +67,8 @@ class AbsoluteGaussian(_Gaussian):
         scale: Standard deviation of the error, in the tensor's own unit, at least 0.
         rounding: 'nearest' or 'stochastic', to the tensor's dtype.
     """
+
+    is_relative: ClassVar[bool] = False
 
     def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
         """Returns N(0, 1) * scale."""

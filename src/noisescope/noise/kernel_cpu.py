@@ -1,23 +1,17 @@
-"""Gaussian error on the CPU in one pass: read, Philox, normal, add, round, write, tally.
+"""The compiled half of fused.py: read, Philox, normal, add, round, write and tally in one pass.
 
 Written for LLVM's vectoriser: short loops without branches over small arrays that stay in the first
 cache. Values are those of philox.py and rounding.py, words and rounding exactly, normals to 1e-6.
 Everything compiled is in this one file, as numba's cache does not notice changes in another.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-import torch
 
-from noisescope.noise.address import Address
 from noisescope.noise.philox import MULTIPLIERS, ROUNDS, STREAM_FLIPS, WEYL
-from noisescope.noise.rounding import Rounding
 
 # Arguments of compiled functions are numpy scalars and arrays; numba infers which.
 Array = Any
@@ -78,7 +72,7 @@ def _philox(c_0: Number, c_1: Number, c_2: Number, c_3: Number, k_0: Number, k_1
     return c_0, c_1, c_2, c_3
 
 
-@_compiled()
+@_compiled(forceinline=True)
 def fill_words(
     words: Array,
     blocks: int,
@@ -89,7 +83,7 @@ def fill_words(
     seed: Number,
     draw: Number,
 ) -> None:
-    """Fills words[lane, j], uint32 [4, n], with the words of blocks block + j; numbers are uint64."""
+    """Fills words[lane, j], uint32 [4, n], with those of blocks block + j; numbers are uint64."""
     for j in range(blocks):
         c_0 = (block + U64(j)) & BLOCK_MASK
         x_0, x_1, x_2, x_3 = _philox(c_0, position, sample, site, seed, draw)
@@ -139,12 +133,14 @@ def _cosine_and_sine(word: Number) -> Any:
     c = (c * square + F32(4.166664568298827e-2)) * square * square
     c = c + (F32(1) - F32(0.5) * square)
     is_odd = U32(quarter & U32(1)) != U32(0)
-    cosine_bits = F32(s if is_odd else c).view(U32) ^ U32(U32((quarter + U32(1)) & U32(2)) << U32(30))
+    cosine_bits = F32(s if is_odd else c).view(U32) ^ U32(
+        U32((quarter + U32(1)) & U32(2)) << U32(30)
+    )
     sine_bits = F32(c if is_odd else s).view(U32) ^ U32(U32(quarter & U32(2)) << U32(30))
     return U32(cosine_bits).view(F32), U32(sine_bits).view(F32)
 
 
-@_compiled(fastmath={"contract"})
+@_compiled(forceinline=True, fastmath={"contract"})
 def fill_normals(normals: Array, words: Array, blocks: int) -> None:
     """Fills normals[4 j + lane], float32, from words[lane, j]."""
     for j in range(blocks):
@@ -202,59 +198,74 @@ def _float16_bits(bits: Number, dice: Number, is_stochastic: bool) -> Any:
     return U32(rounded | U32(U32(bits & SIGN_MASK) >> U32(16)))
 
 
-@_compiled()
+@_compiled(forceinline=True)
 def _read(x: Array, y: Array, start: int, count: int, number_format: int) -> None:
     """Fills x with y[start:start+count] as float32."""
     if number_format == AS_FLOAT32:
         for i in range(count):
-            x[i] = U32(y[start + i]).view(F32)
+            x[i] = U32(y[start + U64(i)]).view(F32)
     elif number_format == AS_BFLOAT16:
         for i in range(count):
-            x[i] = U32(U32(y[start + i]) << U32(16)).view(F32)
+            x[i] = U32(U32(y[start + U64(i)]) << U32(16)).view(F32)
     else:
         for i in range(count):
-            x[i] = _float_of_half(U32(y[start + i]))
+            x[i] = _float_of_half(U32(y[start + U64(i)]))
 
 
-@_compiled()
-def _add(noisy: Array, error: Array, x: Array, normals: Array, count: int, recipe: Any) -> None:
-    """Turns normals into error, and fills noisy with x + error."""
-    scale = recipe.scale
-    if recipe.is_relative:
+@_compiled(forceinline=True)
+def _add(
+    noisy: Array,
+    error: Array,
+    x: Array,
+    normals: Array,
+    offset: int,
+    count: int,
+    scale: Number,
+    is_relative: bool,
+) -> None:
+    """Fills error from normals[offset:], and noisy with x + error."""
+    if is_relative:
         for i in range(count):
-            error[i] = normals[i] * scale * abs(x[i])
+            error[i] = normals[offset + U64(i)] * scale * abs(x[i])
             noisy[i] = x[i] + error[i]
     else:
         for i in range(count):
-            error[i] = normals[i] * scale
+            error[i] = normals[offset + U64(i)] * scale
             noisy[i] = x[i] + error[i]
 
 
-@_compiled()
+@_compiled(forceinline=True)
 def _write(
-    out: Array, start: int, noisy: Array, dice: Array, count: int, format_: int, is_chance: bool
+    out: Array,
+    start: int,
+    noisy: Array,
+    dice: Array,
+    offset: int,
+    count: int,
+    format_: int,
+    is_chance: bool,
 ) -> None:
     """Rounds noisy into out[start:start+count], and noisy itself becomes what was written."""
     if format_ == AS_FLOAT32:
         for i in range(count):
-            out[start + i] = F32(noisy[i]).view(U32)
+            out[start + U64(i)] = F32(noisy[i]).view(U32)
     elif format_ == AS_BFLOAT16:
         for i in range(count):
-            bits = _bfloat16_bits(F32(noisy[i]).view(U32), dice[i], is_chance)
-            out[start + i] = bits
+            bits = _bfloat16_bits(F32(noisy[i]).view(U32), dice[offset + U64(i)], is_chance)
+            out[start + U64(i)] = bits
             noisy[i] = U32(U32(bits) << U32(16)).view(F32)
     else:
         for i in range(count):
-            bits = _float16_bits(F32(noisy[i]).view(U32), dice[i], is_chance)
-            out[start + i] = bits
+            bits = _float16_bits(F32(noisy[i]).view(U32), dice[offset + U64(i)], is_chance)
+            out[start + U64(i)] = bits
             noisy[i] = _float_of_half(U32(bits))
 
 
 # Sums may be reassociated here, to be vectorised, but noisy is read back from memory: what arrived
 # cannot be simplified into what was asked for.
-@_compiled(fastmath={"contract", "reassoc"})
-def _count(sums: Array, x: Array, noisy: Array, error: Array, count: int) -> None:
-    """Adds a chunk to sums, float64 [4]: changed, error square, clean square, asked square."""
+@_compiled(forceinline=True, fastmath={"contract", "reassoc"})
+def _count(tallies: Array, task: int, x: Array, noisy: Array, error: Array, count: int) -> None:
+    """Adds a chunk to tallies[task, 1:]: changed, error, clean and asked square."""
     changed, error_square, clean_square, asked_square = 0, 0.0, 0.0, 0.0
     for i in range(count):
         is_finite = abs(noisy[i]) < np.inf
@@ -265,76 +276,69 @@ def _count(sums: Array, x: Array, noisy: Array, error: Array, count: int) -> Non
         error_square += change * change
         clean_square += clean * clean
         asked_square += asked * asked
-    sums[0] += changed
-    sums[1] += error_square
-    sums[2] += clean_square
-    sums[3] += asked_square
+    tallies[task, 1] += changed
+    tallies[task, 2] += error_square
+    tallies[task, 3] += clean_square
+    tallies[task, 4] += asked_square
 
 
-class _Rows(NamedTuple):
-    """The address as the kernel takes it."""
+class Recipe(NamedTuple):
+    """What is done to each element of a tensor; numbers only, as arrays in a tuple are counted."""
 
-    sample: Array
-    position: Array
-    channel: Array
     site: int
     seed: int
     draw: int
-
-
-class _Recipe(NamedTuple):
-    """What is done to each element."""
-
     number_format: int
     scale: Number
     is_relative: bool
     is_stochastic: bool
 
 
-class _Scratch(NamedTuple):
-    """Arrays of one chunk. They come from outside: one made inside costs a count of references."""
-
-    words: Array
-    dice: Array
-    normals: Array
-    x: Array
-    error: Array
-    noisy: Array
-
-
 @_compiled()
-def _perturb_row(
-    out: Array, y: Array, start: int, channels: int, rows: Any, r: int, recipe: Any, scratch: Any, sums: Array
+def perturb_tasks(
+    out: Array,
+    y: Array,
+    sample_R: Array,
+    position_R: Array,
+    channel_R: Array,
+    recipe: Any,
+    rows_per_task: int,
+    begin: int,
+    end: int,
+    tallies: Array,
 ) -> None:
-    position, sample = U64(rows.position[r]) & MASK, U64(rows.sample[r]) & MASK
-    site, seed, draw = U64(rows.site), U64(rows.seed), U64(rows.draw)
-    channel = U64(rows.channel[r]) & MASK
-    lane = int(channel & U64(3))
-    x, error, noisy, words, dice, normals = scratch.x, scratch.error, scratch.noisy, scratch.words, scratch.dice, scratch.normals
-    # Chunks begin at whole blocks; the first column may lie inside its block.
-    for chunk in range((channels + lane + CHUNK - 1) // CHUNK):
-        first = max(0, chunk * CHUNK - lane)
-        count = min(channels, (chunk + 1) * CHUNK - lane) - first
-        offset = first + lane - chunk * CHUNK
-        blocks = (offset + count + 3) // 4
-        block = (channel >> U64(2)) + U64(chunk * CHUNK_BLOCKS)
-        fill_words(words, blocks, block, position, sample, site ^ NOISE_FLIP, seed, draw)
-        fill_normals(normals, words, blocks)
-        _read(x, y, start + first, count, recipe.number_format)
-        _add(noisy, error, x, normals[offset:], count, recipe)
-        if recipe.is_stochastic:
-            fill_words(words, blocks, block, position, sample, site ^ ROUNDING_FLIP, seed, draw)
-            for i in range(count):
-                dice[i] = words[(offset + i) & 3, (offset + i) >> 2]
-        _write(out, start + first, noisy, dice, count, recipe.number_format, recipe.is_stochastic)
-        _count(sums, x, noisy, error, count)
-
-
-@_compiled()
-def _perturb_tasks(
-    out: Array, y: Array, channels: int, rows: Any, recipe: Any, scratch: Any, rows_per_task: int, begin: int, end: int, tallies: Array
-) -> None:
-    """Perturbs the rows of tasks begin..end-1 and writes a tally for each task."""
-    for task in range(begin, end):
-        for r in range(task * rows_per_task, min((task + 1) * rows_per_task, len(rows.sample))):
-            _perturb_row(out, y, r * channels, channels, rows, r, recipe, scratch, tallies[task])
+    """Perturbs the rows of tasks begin..end-1 of flat y into out, and writes a tally per task."""
+    words = np.empty((4, CHUNK_BLOCKS), U32)
+    dice = np.zeros(CHUNK, U32)
+    normals = np.empty(CHUNK, F32)
+    x, error, noisy = np.empty(CHUNK, F32), np.empty(CHUNK, F32), np.empty(CHUNK, F32)
+    channels = len(y) // len(sample_R)
+    site, seed, draw = U64(recipe.site), U64(recipe.seed), U64(recipe.draw)
+    for r in range(begin * rows_per_task, min(end * rows_per_task, len(sample_R))):
+        position, sample = U64(position_R[r]) & MASK, U64(sample_R[r]) & MASK
+        first_block = (U64(channel_R[r]) & MASK) >> U64(2)
+        # Chunks begin at whole blocks; the first column may lie inside its block.
+        shift = channel_R[r] & 3
+        for chunk in range((channels + shift + CHUNK - 1) // CHUNK):
+            first = max(0, chunk * CHUNK - shift)
+            count = min(channels, (chunk + 1) * CHUNK - shift) - first
+            offset = U64(first + shift - chunk * CHUNK)
+            # Whole groups, so that every number leaves the same vector instructions wherever a row
+            # ends; what is too much stays in the scratch arrays.
+            groups = (first + shift - chunk * CHUNK + count + 4 * GROUP - 1) // (4 * GROUP)
+            blocks = groups * GROUP
+            block = first_block + U64(chunk * CHUNK_BLOCKS)
+            start = U64(r * channels + first)
+            fill_words(words, blocks, block, position, sample, site ^ NOISE_FLIP, seed, draw)
+            fill_normals(normals, words, blocks)
+            _read(x, y, start, count, recipe.number_format)
+            _add(noisy, error, x, normals, offset, count, recipe.scale, recipe.is_relative)
+            if recipe.is_stochastic:
+                fill_words(words, blocks, block, position, sample, site ^ ROUNDING_FLIP, seed, draw)
+                for j in range(blocks):
+                    for lane in range(4):
+                        dice[4 * j + lane] = words[lane, j]
+            _write(
+                out, start, noisy, dice, offset, count, recipe.number_format, recipe.is_stochastic
+            )
+            _count(tallies, r // rows_per_task, x, noisy, error, count)

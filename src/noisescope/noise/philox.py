@@ -121,7 +121,7 @@ def _normal_of_words(words_RK4: torch.Tensor) -> torch.Tensor:
     sqrt(-2 ln u_0), angle 2 pi u_1, normals radius * cos(angle) and radius * sin(angle).
     """
     pairs = words_RK4.reshape(*words_RK4.shape[:-1], 2, 2)
-    radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0] + 0.5) / 2.0**32))
+    radius = torch.sqrt(-2.0 * torch.log((pairs[..., 0].to(torch.float64) + 0.5) / 2.0**32))
     cosine, sine = _cosine_and_sine(pairs[..., 1])
     return torch.stack((radius * cosine, radius * sine), dim=-1).flatten(-2).to(torch.float32)
 
@@ -131,11 +131,12 @@ def _cosine_and_sine(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # The quarter turns come off in integers: in floating point the relative accuracy would be gone
     # near the zeros of cos and sin.
     quarter = (word + 2**29) >> 30
-    angle = (word - (quarter << 30) + 0.5) * (2.0 * math.pi / 2.0**32)
+    rest = (word - (quarter << 30)).to(torch.float64) + 0.5
+    angle = rest * (2.0 * math.pi / 2.0**32)
     cosine, sine = torch.cos(angle), torch.sin(angle)
     is_odd = (quarter & 1) == 1
     cosine, sine = torch.where(is_odd, -sine, cosine), torch.where(is_odd, cosine, sine)
-    sign = torch.where((quarter & 2) == 2, -1.0, 1.0)
+    sign = 1 - (quarter & 2)
     return cosine * sign, sine * sign
 
 

@@ -55,6 +55,6 @@ def round_to(
     step = torch.exp2((exponent - mantissa_bits).clamp(min=least_exponent).to(torch.float64))
     steps = magnitude / step
     below = steps.floor()
-    is_up = (words() + 0.5) / 2.0**32 < steps - below
+    is_up = (words().to(torch.float64) + 0.5) / 2.0**32 < steps - below
     rounded = torch.copysign((below + is_up) * step, x).to(dtype)
     return torch.where(magnitude <= torch.finfo(dtype).max, rounded, x.to(dtype))

@@ -95,8 +95,8 @@ def _check_columns(path: Path, schema: Any) -> None:
     missing = [name for name in _PARQUET_COLUMNS if name not in schema.names]
     if missing:
         raise InputError(
-            f"{str(path)!r} has no column {missing[0]!r}, only {', '.join(schema.names) or 'none'}; "
-            f"accepted are the columns {' and '.join(_PARQUET_COLUMNS)}"
+            f"{str(path)!r} has no column {missing[0]!r}, only "
+            f"{', '.join(schema.names) or 'none'}; needed are {' and '.join(_PARQUET_COLUMNS)}"
         )
     prompt, reward = (schema.field(name).type for name in _PARQUET_COLUMNS)
     is_chat = (pa.types.is_list(prompt) or pa.types.is_large_list(prompt)) and _has_fields(
@@ -124,8 +124,10 @@ def _parquet_sample(path: Path, index: int, row: Mapping[str, Any]) -> Sample:
         raise InputError(
             f"row {index} of {str(path)!r}: ground_truth {truth!r} is neither text nor number"
         )
-    messages = row["prompt"] or []
-    chat = tuple({key: (m or {}).get(key) for key in ("role", "content")} for m in messages)
+    messages: list[dict[str, Any]] = [m or {} for m in row["prompt"] or []]
+    chat: tuple[dict[str, Any], ...] = tuple(
+        {key: message.get(key) for key in ("role", "content")} for message in messages
+    )
     return Sample(str(index), messages=chat, truth=str(truth))
 
 

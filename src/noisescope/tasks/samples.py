@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -113,8 +113,8 @@ class Task:
         """``"sha256:..."`` over the samples: names, prompts and truths, in their order."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            fields = asdict(sample)
-            fields["messages"] = sample.messages and [dict(m) for m in sample.messages]
+            messages = None if sample.messages is None else [dict(m) for m in sample.messages]
+            fields = [sample.name, sample.prompt, messages, sample.prompt_ids, sample.truth]
             digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
         return f"sha256:{digest.hexdigest()}"
 
@@ -209,8 +209,8 @@ def _make_sample(given: Sample | Mapping[str, Any] | str, default_name: str) -> 
         return Sample(default_name, prompt=given)
     if not isinstance(given, Mapping):
         raise InputError(
-            f"sample {default_name} is a {type(given).__name__}: give a Sample, a dictionary of its "
-            "fields, or a text"
+            f"sample {default_name} is of type {type(given).__name__}: give a Sample, a "
+            "dictionary of its fields, or a text"
         )
     fields = {"name": default_name, **given}
     unknown = [key for key in fields if key not in Sample.__dataclass_fields__]

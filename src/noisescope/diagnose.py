@@ -1,0 +1,195 @@
+"""The diagnosis: which windows of layers, and which operators, a model can least afford error in.
+
+One `Diagnosis` holds everything a report needs. Each kind is a list of conditions; measuring,
+statistics and pictures are the same for all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noisescope.analyse import Summary, Table, Worst, worst_by_accuracy, worst_by_kl
+from noisescope.errors import SelectionError
+from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
+from noisescope.inject.probe import list_sites, resolve_operators
+from noisescope.measure import (
+    Condition,
+    Measurement,
+    Plan,
+    Progress,
+    layer_windows,
+    measure,
+    window_name,
+)
+from noisescope.models import LoadedModel, find_regions
+from noisescope.noise import ErrorModel
+from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_sample, uses_plain_prompt
+
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A finished diagnosis.
+
+    Attributes:
+        kind: `layers` or `operators`.
+        loaded: The model.
+        task: The samples.
+        error_model: What was added.
+        plan: Conditions, draws and seed.
+        settings: What was asked, for the report, e.g. window and stride.
+        layers: Layers of each condition; empty where it covers the whole model.
+        measurement: Records and sessions.
+        baseline_accuracy: Of the clean model; NaN where nothing was generated.
+        summaries: One per condition, in order.
+        worst_accuracy: The plan's avalanche point and its doubt.
+        worst_kl: The same by KL.
+        notes: What the user should hear, one line each.
+    """
+
+    kind: str
+    loaded: LoadedModel
+    task: Task
+    error_model: ErrorModel
+    plan: Plan
+    settings: dict[str, Any]
+    layers: dict[str, tuple[int, ...]]
+    measurement: Measurement
+    baseline_accuracy: float
+    summaries: tuple[Summary, ...]
+    worst_accuracy: Worst
+    worst_kl: Worst
+    notes: tuple[str, ...]
+
+
+def diagnose_layers(
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    *,
+    window: int = 3,
+    stride: int | None = None,
+    operators: str | Sequence[str] = "core",
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Slides a window of noisy layers over the model.
+
+    Args:
+        loaded: The model.
+        task: The samples.
+        error_model: What is added.
+        window: Layers per window.
+        stride: Layers between starts; None: the window.
+        operators: `core`, `all`, or names.
+        draws: Realisations of the noise per window.
+        seed: First key word of the random numbers.
+        batch_size: Samples per batch; None: by memory.
+        progress: Told what runs.
+
+    Raises:
+        InputError: Window, stride, draws or batch size out of range, or a prompt that does not fit.
+        SelectionError: An operator that is unknown or that the layers never run.
+    """
+    step = window if stride is None else stride
+    windows = layer_windows(find_regions(loaded.model).n_layers, window, step)
+    records = probe(loaded, task)
+    inside = [r for r in records if r.site.region.isdigit()]
+    wanted = resolve_operators(operators, inside)
+    conditions = tuple(
+        Condition(
+            window_name(layers),
+            error_model,
+            make_selection(layers=layers, operators=_operators_in(wanted, layers, inside)),
+        )
+        for layers in windows
+    )
+    settings = {"window_size": window, "stride": step, "operators": list(wanted)}
+    layers = {window_name(w): w for w in windows}
+    plan = Plan(conditions, draws, seed, batch_size)
+    return _diagnose("layers", loaded, task, error_model, plan, settings, layers, progress)
+
+
+def diagnose_operators(
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    *,
+    operators: str | Sequence[str] = "all",
+    draws: int = 1,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Perturbs one operator at a time, everywhere in the model; then the core operators, and all.
+
+    Arguments and errors are those of `diagnose_layers`.
+    """
+    records = probe(loaded, task)
+    wanted = resolve_operators(operators, records)
+    core = tuple(name for name in CORE_OPERATORS if name in wanted)
+    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
+    if len(wanted) > 1:
+        sets |= {"core": core} if core else {}
+        sets |= {"all": wanted}
+    conditions = tuple(
+        Condition(name, error_model, make_selection(operators=ops)) for name, ops in sets.items()
+    )
+    settings = {"operators": list(wanted), "sets": {n: list(ops) for n, ops in sets.items()}}
+    plan = Plan(conditions, draws, seed, batch_size)
+    return _diagnose("operators", loaded, task, error_model, plan, settings, {}, progress)
+
+
+def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
+    """Lists the sites that the model runs on the beginning of the task's first prompt."""
+    ids = encode_sample(task.samples[0], loaded.tokenizer)[:_PROBE_TOKENS]
+    return list_sites(loaded.model, ids)
+
+
+def _operators_in(
+    wanted: Sequence[str], layers: Sequence[int], records: Sequence[SiteRecord]
+) -> tuple[str, ...]:
+    """Returns the wanted operators that run in a window; layers of a hybrid model differ."""
+    there = {r.site.operator for r in records if int(r.site.region) in layers}
+    found = tuple(name for name in wanted if name in there)
+    if not found:
+        raise SelectionError(
+            f"none of {', '.join(wanted)} runs in layers {layers[0]} to {layers[-1]}; "
+            f"there run {', '.join(sorted(there))}. List them with 'noisescope sites MODEL'."
+        )
+    return found
+
+
+def _diagnose(
+    kind: str,
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    plan: Plan,
+    settings: dict[str, Any],
+    layers: dict[str, tuple[int, ...]],
+    progress: Progress | None,
+) -> Diagnosis:
+    measurement = measure(loaded, task, plan, progress)
+    table = Table(measurement.records)
+    notes = [*loaded.notes, *task.notes]
+    if uses_plain_prompt(task, loaded.tokenizer):
+        notes.append(PLAIN_PROMPT_NOTE)
+    return Diagnosis(
+        kind=kind,
+        loaded=loaded,
+        task=task,
+        error_model=error_model,
+        plan=plan,
+        settings=settings,
+        layers=layers,
+        measurement=measurement,
+        baseline_accuracy=table.baseline_accuracy,
+        summaries=tuple(table.summary(name) for name in table.conditions),
+        worst_accuracy=worst_by_accuracy(table),
+        worst_kl=worst_by_kl(table),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,189 @@
+"""What a person sees while a diagnosis runs and when it is done: progress, a table, a verdict.
+
+Names from models, paths and data are printed as plain text, never as markup.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from noisescope.analyse import Interval, Worst
+from noisescope.diagnose import Diagnosis
+from noisescope.inject import CoverageRow, Dose, Site, SiteRecord
+from noisescope.measure import Progress as Tell
+
+_BAR_WIDTH = 14
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_ROWS_LOST = "row"
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Tell]:
+    """Shows what runs, how much is done and the time left; yields what to tell it."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        running = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(running, description=what, completed=done, total=total)
+
+        yield tell
+
+
+def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
+    """Prints the table with a bar per condition, the coverage, the verdicts and the notes."""
+    console.print(_headline(diagnosis))
+    console.print(_condition_table(diagnosis))
+    console.print(_coverage_line(diagnosis))
+    for label, worst in (("Accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
+        console.print(_verdict(label, worst, diagnosis.kind))
+    for note in diagnosis.notes:
+        console.print(Text(f"Note: {note}"))
+
+
+def _headline(diagnosis: Diagnosis) -> Text:
+    loaded, error = diagnosis.loaded, diagnosis.error_model
+    baseline = (
+        "nothing generated"
+        if math.isnan(diagnosis.baseline_accuracy)
+        else f"clean accuracy {diagnosis.baseline_accuracy:.1%}"
+    )
+    return Text(
+        f"{loaded.path.name} ({str(loaded.dtype).removeprefix('torch.')}, {loaded.device}), "
+        f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
+        f"{', '.join(diagnosis.settings['operators'])}; {len(diagnosis.task.samples)} samples, "
+        f"{diagnosis.plan.draws} draw(s), seed {diagnosis.plan.seed}; {baseline}"
+    )
+
+
+def _condition_table(diagnosis: Diagnosis) -> Table:
+    generated = not math.isnan(diagnosis.baseline_accuracy)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layers" if diagnosis.kind == "layers" else "operators", no_wrap=True)
+    if generated:
+        table.add_column("accuracy", justify="right", no_wrap=True)
+        table.add_column("degradation", justify="right", no_wrap=True)
+    table.add_column("KL, nats/token", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("dose", justify="right", no_wrap=True)
+    largest = max(
+        (s.kl_nats.mean for s in diagnosis.summaries if math.isfinite(s.kl_nats.mean)), default=0.0
+    )
+    for summary in diagnosis.summaries:
+        cells = [Text(summary.condition)]
+        if generated:
+            cells += [Text(_percent(summary.accuracy)), Text(_percent(summary.degradation))]
+        cells.append(Text(_estimate(summary.kl_nats)))
+        is_worst = largest > 0 and summary.kl_nats.mean == largest
+        cells.append(Text(bar(summary.kl_nats.mean, largest), "red" if is_worst else "yellow"))
+        cells.append(Text(_dose(diagnosis.measurement.sessions[summary.condition].dose())))
+        table.add_row(*cells)
+    return table
+
+
+def bar(value: float, largest: float, width: int = _BAR_WIDTH) -> str:
+    """Returns a bar of eighths of a character, full at `largest`; empty for NaN and nothing."""
+    if not (math.isfinite(value) and largest > 0 and value > 0):
+        return ""
+    eighths = max(1, round(8 * width * min(1.0, value / largest)))
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _verdict(label: str, worst: Worst, kind: str) -> Text:
+    name = "Avalanche point" if kind == "layers" else "Most fragile"
+    style = "bold red" if worst.is_conclusive else "bold"
+    line = Text(f"{name} by {label.lower() if label != 'KL' else label}: ", style="bold")
+    line.append(worst.condition or "none", style=style)
+    return line.append(f" ({worst.reason})")
+
+
+def _coverage_line(diagnosis: Diagnosis) -> Text:
+    """Sums the coverage up: sites perturbed, and what is not known of them."""
+    rows = [r for s in diagnosis.measurement.sessions.values() for r in s.coverage()]
+    perturbed = sum(r.perturbed for r in rows)
+    outputs = sum(r.forward for r in rows)
+    line = f"Coverage: {perturbed} sites perturbed, {outputs:,} outputs"
+    lost = sorted({r.operator for r in rows if r.rows == _ROWS_LOST and r.forward})
+    if lost:
+        line += f"; rows lost their sample in {', '.join(lost)} (their noise depends on the batch)"
+    return Text(line)
+
+
+def print_coverage(console: Console, rows: Sequence[CoverageRow]) -> None:
+    """Prints the coverage table: per operator the sites seen, selected and perturbed."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("operator", "seen", "selected", "perturbed", "rows known by", "dose"):
+        table.add_column(name, justify="left" if name == "operator" else "right")
+    for row in rows:
+        counts = (str(n) for n in (row.seen, row.selected, row.perturbed))
+        table.add_row(row.operator, *counts, row.rows, _dose(row.dose))
+    console.print(table)
+
+
+def print_sites(console: Console, records: Sequence[SiteRecord], is_full: bool) -> None:
+    """Prints what can be selected; layers with the same sites share a line unless `is_full`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("layers", "module", "operator", "calls"):
+        table.add_column(name, overflow="fold")
+    groups: dict[tuple[str, str], list[Site]] = {}
+    for record in records:
+        site = record.site
+        module = site.module if is_full else _within(site)
+        groups.setdefault((module, site.operator), []).append(site)
+    for (module, operator), sites in groups.items():
+        regions = list(dict.fromkeys(s.region for s in sites))
+        calls = len({s.index for s in sites})
+        table.add_row(Text(_ranges(regions)), Text(module), operator, str(calls))
+    console.print(table)
+
+
+def _within(site: Site) -> str:
+    """Returns the module's name with its layer number replaced by `*`."""
+    if not site.region.isdigit():
+        return site.module
+    parts = site.module.split(".")
+    return ".".join("*" if part == site.region else part for part in parts)
+
+
+def _ranges(regions: Sequence[str]) -> str:
+    """Joins region names, runs of layers as `0-27`."""
+    runs: list[list[str]] = []
+    for region in regions:
+        follows = runs and region.isdigit() and runs[-1][-1].isdigit()
+        if follows and int(region) == int(runs[-1][-1]) + 1:
+            runs[-1].append(region)
+        else:
+            runs.append([region])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if math.isfinite(value) else "n/a"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "n/a"
+
+
+def _estimate(interval: Interval) -> str:
+    """Writes a mean with its 95 % interval, e.g. `0.0217 [0.0053, 0.038]`."""
+    if not interval.is_known:
+        return f"{_number(interval.mean)} [too few data]"
+    return f"{_number(interval.mean)} [{max(0.0, interval.low):.2g}, {interval.high:.2g}]"
+
+
+def _dose(dose: Dose) -> str:
+    if not dose.elements:
+        return "none"
+    return f"{dose.relative_l2:.2g} on {dose.share_changed:.0%}"

@@ -1,0 +1,221 @@
+"""Tasks from files: the three layouts, and one line for each file that cannot be used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.shared import shared_path
+
+from noisescope.errors import InputError
+from noisescope.tasks import load_task
+
+CHAT = [{"role": "user", "content": "1 + 1?"}]
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def write_rows(path: Path, count: int) -> Path:
+    return write_parquet(
+        path,
+        {
+            "prompt": [CHAT] * count,
+            "reward_model": [{"ground_truth": str(i)} for i in range(count)],
+        },
+    )
+
+
+def write_jsonl(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_both_layouts_of_gsm8k_ask_the_same_questions() -> None:
+    parquet = load_task(shared_path("data/gsm8k/test.parquet"))
+    jsonl = load_task(shared_path("data/gsm8k/test.jsonl"))
+    assert len(parquet.samples) == 1319
+    assert parquet.samples == jsonl.samples
+    assert parquet.fingerprint == jsonl.fingerprint
+    assert parquet.samples[0].truth == "18"
+    assert parquet.is_generative
+    assert parquet.max_new_tokens == 512
+
+
+def test_the_first_samples_are_taken_and_named_by_their_row(tmp_path: Path) -> None:
+    task = load_task(write_rows(tmp_path / "a.parquet", 5), samples=3, max_new_tokens=9)
+    assert [(s.name, s.truth) for s in task.samples] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert task.samples[0].messages == tuple(CHAT)
+    assert (task.name, task.max_new_tokens, task.notes) == ("a", 9, ())
+
+
+def test_the_same_questions_elsewhere_have_the_same_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    here = load_task(write_rows(tmp_path / "a.parquet", 3))
+    there = load_task(write_rows(tmp_path / "sub" / "b.parquet", 3))
+    assert here.samples == there.samples
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "txt"])
+def test_more_samples_than_there_are_are_all_used_and_noted(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        write_rows(path, 2)
+    elif suffix == "jsonl":
+        write_jsonl(path, *[{"question": "?", "answer": "#### 1"}] * 2)
+    else:
+        path.write_text("one\n\ntwo")
+    task = load_task(path, samples=3)
+    assert len(task.samples) == 2
+    assert task.notes == (f"3 samples asked for, 2 in a.{suffix}: all are used",)
+    assert load_task(path, samples=2).notes == ()
+
+
+def test_a_parquet_file_is_known_by_its_content(tmp_path: Path) -> None:
+    assert len(load_task(write_rows(tmp_path / "data", 2)).samples) == 2
+
+
+def test_a_truth_may_be_a_number(tmp_path: Path) -> None:
+    columns = {"prompt": [CHAT], "reward_model": [{"ground_truth": 7}]}
+    assert load_task(write_parquet(tmp_path / "a.parquet", columns)).samples[0].truth == "7"
+
+
+def test_jsonl_truth_is_what_follows_the_last_mark_without_commas(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"question": "?", "answer": "#### no\n#### 1,250"})
+    assert load_task(path).samples[0].truth == "1250"
+
+
+def test_jsonl_may_hold_unicode_line_separators_and_empty_lines(tmp_path: Path) -> None:
+    row = json.dumps({"question": "a\u2028b", "answer": "#### 1"}, ensure_ascii=False)
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{row}\n\n{row}\n", encoding="utf-8")
+    assert [s.name for s in load_task(path).samples] == ["0", "1"]
+
+
+def test_texts_stand_between_empty_lines_and_are_not_generated(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\nline one\nline two\n \t\n\n\nthird\r\n\r\nfourth\n", encoding="utf-8")
+    task = load_task(path)
+    assert [s.prompt for s in task.samples] == ["line one\nline two", "third", "fourth"]
+    assert [s.name for s in task.samples] == ["0", "1", "2"]
+    assert not task.is_generative
+
+
+@pytest.mark.parametrize("samples", [0, -3, 2.0, True])
+def test_samples_is_a_whole_number_from_one_up(tmp_path: Path, samples: Any) -> None:
+    path = write_rows(tmp_path / "a.parquet", 2)
+    with pytest.raises(InputError, match=f"^samples {samples!r}: give a whole number"):
+        load_task(path, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"question": ["?"]}, "has no column 'prompt', only question; needed are prompt and"),
+        ({"prompt": [CHAT]}, "has no column 'reward_model', only prompt"),
+        (
+            {"prompt": ["text"], "reward_model": [{"ground_truth": "1"}]},
+            "column 'prompt' of .* has type string; accepted is a list of {role, content}",
+        ),
+        (
+            {"prompt": [[{"role": "user"}]], "reward_model": [{"ground_truth": "1"}]},
+            "column 'prompt' of .* has type list",
+        ),
+        ({"prompt": [CHAT], "reward_model": ["1"]}, "column 'reward_model' of .* type string"),
+        (
+            {"prompt": [CHAT], "reward_model": [{"truth": "1"}]},
+            "column 'reward_model' of .* accepted is a struct with ground_truth",
+        ),
+        (
+            {"prompt": [CHAT, CHAT], "reward_model": [{"ground_truth": "1"}, None]},
+            "row 1 of .*: ground_truth None is neither text nor number",
+        ),
+        (
+            {"prompt": [CHAT, None], "reward_model": [{"ground_truth": "1"}] * 2},
+            "sample '1' has an empty messages",
+        ),
+        (
+            {"prompt": [CHAT, [None]], "reward_model": [{"ground_truth": "1"}] * 2},
+            "sample '1': message .* is not",
+        ),
+    ],
+)
+def test_a_parquet_that_cannot_be_used_is_refused(
+    tmp_path: Path, columns: dict[str, list[Any]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        load_task(write_parquet(tmp_path / "a.parquet", columns))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_parquet_is_refused(tmp_path: Path) -> None:
+    full = write_rows(tmp_path / "full.parquet", 1)
+    pq.write_table(pq.read_table(full).slice(0, 0), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet' holds no samples"):
+        load_task(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"question,answer\n", b"PAR1 and nothing more"])
+def test_what_is_no_parquet_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a parquet file, or a damaged one") as error:
+        load_task(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.parquet", 9)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="is not a parquet file, or a damaged one"):
+        load_task(path)
+
+
+def test_a_parquet_with_damaged_pages_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.parquet", 9)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+    with pytest.raises(InputError, match="is not a parquet file, or a damaged one"):
+        load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "?", "answer": "#### 1"}\n\n{"question"\n', "line 3 of .* is not JSON: "),
+        ("[1]\n", "line 1 of .* is not a JSON object"),
+        ('{"question": "?"}\n', "line 1 of .* has no text 'answer', only question"),
+        ('{"question": 3, "answer": "#### 1"}\n', "line 1 of .* has no text 'question', only"),
+        ('{"question": "?", "answer": "1"}\n', "line 1 of .*: the answer does not end with"),
+        ("\n \n", "a.jsonl' holds no samples"),
+    ],
+)
+def test_a_jsonl_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_task(path)
+
+
+def test_a_text_that_is_empty_or_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(" \n\n\t\n")
+    with pytest.raises(InputError, match="holds no samples"):
+        load_task(path)
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"is not UTF-8 text \(byte 3\)"):
+        load_task(path)
+
+
+def test_a_path_that_is_no_data_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such data file: .*nowhere\.parquet'"):
+        load_task(tmp_path / "nowhere.parquet")
+    with pytest.raises(InputError, match="is a directory: give a parquet, jsonl or txt file"):
+        load_task(tmp_path)
+    (tmp_path / "a.csv").write_text("question,answer\n")
+    with pytest.raises(InputError, match=r"unknown kind '\.csv'; accepted are \.parquet, \.jsonl"):
+        load_task(tmp_path / "a.csv")

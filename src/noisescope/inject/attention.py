@@ -47,9 +47,25 @@ def attend(
     Source: the definition in the documentation of
     `torch.nn.functional.scaled_dot_product_attention`.
     """
+    query, key, value = (_autocast(t) for t in (query, key, value))
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+    # The fused kernels sum in float32 under autocast too.
+    with torch.autocast(query.device.type, enabled=False):
+        return _attend(query, key, value, attn_mask, dropout_p, is_causal, scale, run)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    run: Callable[..., Tensor],
+) -> Tensor:
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = run(0, torch.matmul, query.to(wide), key.to(wide).transpose(-2, -1)) * factor
@@ -65,6 +81,14 @@ def attend(
         return torch.matmul(probabilities, value.to(wide)).to(query.dtype)
 
     return run(2, context, probabilities, value)
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """Casts a tensor as autocast casts the inputs of fused attention."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def _mask(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -16,12 +16,14 @@ class Dose:
     Attributes:
         elements: Elements that noise was offered to.
         share_changed: Share of them that differ from the clean value, 0 to 1; NaN for none.
+        asked_share: Share of them that error was asked of: relative error asks nothing of a zero.
         relative_l2: Norm of the change over norm of the clean values; NaN where that is 0 / 0.
         asked_relative_l2: The same for the error that was asked for, before rounding.
     """
 
     elements: int
     share_changed: float
+    asked_share: float
     relative_l2: float
     asked_relative_l2: float
 
@@ -30,7 +32,8 @@ class Dose:
         """True where under half of what was asked arrived, by norm or by share of elements."""
         if not self.elements or not self.asked_relative_l2 > 0:
             return False
-        return self.relative_l2 < 0.5 * self.asked_relative_l2 or self.share_changed < 0.5
+        is_weak = self.relative_l2 < 0.5 * self.asked_relative_l2
+        return is_weak or self.share_changed < 0.5 * self.asked_share
 
     def __str__(self) -> str:
         return (
@@ -42,11 +45,12 @@ class Dose:
 def make_dose(tally: Tensor | None) -> Dose:
     """Reads a tally (see `noisescope.noise.TALLY_FIELDS`) from its device into a `Dose`."""
     if tally is None:
-        return Dose(0, math.nan, math.nan, math.nan)
-    elements, changed, change_square, clean_square, asked_square = tally.tolist()
+        return Dose(0, math.nan, math.nan, math.nan, math.nan)
+    elements, asked, changed, change_square, clean_square, asked_square = tally.tolist()
     return Dose(
         elements=int(elements),
         share_changed=changed / elements if elements else math.nan,
+        asked_share=asked / elements if elements else math.nan,
         relative_l2=_ratio(change_square, clean_square),
         asked_relative_l2=_ratio(asked_square, clean_square),
     )

@@ -17,15 +17,18 @@ from noisescope.inject.perturb import (
     TensorMap,
     add_error,
     perturb_probabilities,
+    perturb_rows,
     with_noisy_gradient,
 )
-from noisescope.inject.rows import Rows
+from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.sites import Site
 from noisescope.inject.tracker import Place, is_recomputing
-from noisescope.noise import Address, ErrorModel
+from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 
 Function = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Of the output ("output") and of the inputs by number, where the last axis does not hold channels.
+Layouts = Mapping[Any, Layout]
 
 
 class Injector:
@@ -77,11 +80,10 @@ class Injector:
         if not record.is_selected:
             return function(*args, **kwargs)
         function, args, kwargs, target = _out_of_place(spelling, function, args, dict(kwargs))
-        shapes = [t.shape for t in _tensors((args, kwargs))]
-        keys = _keys_axis(record.site, shapes, place.rows)
-        args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), keys)
+        layouts = _layouts(record.site, args, kwargs, place.rows)
+        args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), layouts)
         result = self.perturb_output(
-            record, place.rows, function(*args, **kwargs), keys, _dim(args, kwargs)
+            record, place.rows, function(*args, **kwargs), layouts, _dim(args, kwargs)
         )
         return result if target is None else _write(target, result)
 
@@ -91,26 +93,52 @@ class Injector:
         """Runs fused attention: whole where no site of it is selected, else in three steps."""
         records = [self.see(place, operator) for operator in attention.SITE_OPERATORS]
         if self.error_model.is_null or not any(r.is_selected for r in records):
-            for record in records:
-                record.is_fused = True
-                record.forward += record.is_selected and "forward" in self.phases
-            return function(*args, **kwargs)
+            return self._note_whole(records, function(*args, **kwargs))
         rows = place.rows
+        layouts: list[Layouts] = [
+            {"output": "keys", 1: "transposed"},
+            {"output": "keys", 0: "keys"},
+            {0: "keys"},
+        ]
 
         def run(step: int, compute: Function, *inputs: Any) -> Tensor:
             record = records[step]
             if not record.is_selected:
                 result: Tensor = compute(*inputs)
                 return result
-            keys = {"output": step < 2, 0: step > 0, 1: False}
-            inputs, _ = self.wrap_inputs(record, rows, (inputs, {}), keys)
-            perturbed: Tensor = self.perturb_output(record, rows, compute(*inputs), keys, -1)
+            inputs, _ = self.wrap_inputs(record, rows, (inputs, {}), layouts[step])
+            perturbed: Tensor = self.perturb_output(
+                record, rows, compute(*inputs), layouts[step], -1
+            )
             return perturbed
 
         return attention.attend(*args, **kwargs, run=run)
 
+    def _note_whole(self, records: list[SiteRecord], output: Tensor) -> Tensor:
+        """Notes fused attention that was left whole; sites that are selected had error of scale 0.
+
+        Their injections are counted as if it had been taken apart, on both ways.
+        """
+        none = torch.zeros(len(TALLY_FIELDS), dtype=torch.float64, device=output.device)
+        chosen = [r for r in records if r.is_selected]
+        for record in records:
+            record.is_fused = True
+        if "forward" in self.phases:
+            for record in chosen:
+                self.note(record, "forward", none)
+        if not chosen or "backward" not in self.phases or not output.requires_grad:
+            return output
+
+        def pass_on(gradient: Tensor) -> Tensor:
+            for record in chosen:
+                for _ in range(1 if record.site.operator == "softmax" else 2):
+                    self.note(record, "backward", none)
+            return gradient
+
+        return with_noisy_gradient(output, pass_on)
+
     def wrap_inputs(
-        self, record: SiteRecord, rows: Rows | None, arguments: Arguments, keys: Mapping[Any, bool]
+        self, record: SiteRecord, rows: Rows | None, arguments: Arguments, layouts: Layouts
     ) -> Arguments:
         """Puts an identity with a noisy way back on every input that wants a gradient."""
         if "backward" not in self.phases or not torch.is_grad_enabled():
@@ -127,13 +155,18 @@ class Injector:
             n = next(counter)
             if not value.requires_grad:
                 return value
-            return self.wrap_input(record, rows, value, n, keys.get(n, False))
+            return self.wrap_input(record, rows, value, n, layouts.get(n, "channels"))
 
         args, kwargs = wrap(arguments)
         return args, kwargs
 
     def wrap_input(
-        self, record: SiteRecord, rows: Rows | None, value: Tensor, n: int, is_keys: bool = False
+        self,
+        record: SiteRecord,
+        rows: Rows | None,
+        value: Tensor,
+        n: int,
+        layout: Layout = "channels",
     ) -> Tensor:
         """Puts the identity on one input, the operator's n-th tensor."""
         word = record.site.gradient_word(n)
@@ -141,23 +174,31 @@ class Injector:
 
         def address(gradient: Tensor) -> Address:
             if is_parameter and rows is not None:
-                return rows.parameter_address(gradient.shape, word, gradient.device)
-            return self._address(record, rows, gradient, word, is_keys, "backward")
+                return rows.parameter_address(gradient, word)
+            return self._address(record, rows, gradient, word, layout, "backward")
 
-        return with_noisy_gradient(value, self._perturber(record, "backward", address))
+        perturb = self._perturber(record, "backward", address)
+        if layout != "transposed":
+            return with_noisy_gradient(value, perturb)
+        return with_noisy_gradient(
+            value, lambda gradient: perturb(gradient.transpose(-2, -1)).transpose(-2, -1)
+        )
 
     def perturb_output(
-        self, record: SiteRecord, rows: Rows | None, output: Any, keys: Mapping[Any, bool], dim: int
+        self, record: SiteRecord, rows: Rows | None, output: Any, layouts: Layouts, dim: int
     ) -> Any:
         """Adds the error to an output; of several outputs, to the first."""
-        if isinstance(output, tuple):
-            return (self.perturb_output(record, rows, output[0], keys, dim), *output[1:])
-        if "forward" not in self.phases or not output.is_floating_point():
+        if isinstance(output, tuple) and output:
+            first = self.perturb_output(record, rows, output[0], layouts, dim)
+            return (first, *output[1:])
+        if "forward" not in self.phases or not isinstance(output, Tensor):
+            return output
+        if not output.is_floating_point():
             return output
 
         def address(value: Tensor) -> Address:
-            is_keys = keys.get("output", False)
-            return self._address(record, rows, value, record.site.word, is_keys, "forward")
+            layout = layouts.get("output", "channels")
+            return self._address(record, rows, value, record.site.word, layout, "forward")
 
         softmax_dim = dim if record.site.operator == "softmax" else None
         return add_error(output, self._perturber(record, "forward", address, softmax_dim))
@@ -170,12 +211,12 @@ class Injector:
         rows: Rows | None,
         value: Tensor,
         word: int,
-        is_keys: bool,
+        layout: Layout,
         phase: str,
     ) -> Address:
         if rows is None:
             rows = Rows.of_nothing(self.seed, self.draw, value.device)
-        at, kind = rows.address(value.shape, record.site.operator, is_keys, word, value.device)
+        at, kind = rows.address(value, record.site.operator, layout, word)
         if kind != "token" and record.rows != "row" and phase == self.phases[0]:
             record.rows = kind
         return at
@@ -192,14 +233,13 @@ class Injector:
         def perturb(value: Tensor) -> Tensor:
             if value.is_sparse:
                 return value  # the gradient of a sparse embedding has no rows to address
+            value = value.detach()
             if softmax_dim is not None and not error_model.is_null:
                 noisy, counted = perturb_probabilities(
-                    error_model, value.detach(), address(value), softmax_dim
+                    error_model, value, address(value), softmax_dim
                 )
             else:
-                flat_RD = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
-                noisy_RD, counted = error_model.perturb(flat_RD, address(value))
-                noisy = (noisy_RD.clone() if noisy_RD is flat_RD else noisy_RD).reshape(value.shape)
+                noisy, counted = perturb_rows(error_model, value, address(value))
             self.note(record, phase, counted)
             return noisy
 
@@ -228,25 +268,30 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for v in value for t in _tensors(v)] if isinstance(value, (tuple, list)) else []
 
 
-def _keys_axis(site: Site, shapes: list[torch.Size], rows: Rows | None) -> dict[Any, bool]:
-    """Tells for the output and the inputs of a call whether their last axis runs over keys.
+def _layouts(site: Site, args: Any, kwargs: dict[str, Any], rows: Rows | None) -> Layouts:
+    """Tells where the last axis of a call's output and inputs runs over keys.
 
-    Scores and probabilities do. A product [.., T, D] x [.., D, S] makes scores where its result is
-    as wide as there are keys, and context where its left factor is; a sliding window cuts keys off
-    and can make both untrue, and then the order of the calls tells, scores before context.
+    Scores and probabilities do. Of the products in an attention module every first one makes scores
+    [.., T, D] x [.., D, S], and every second one context [.., T, S] x [.., S, D]: the order of the
+    calls tells, as the shapes do not where T, D and S are equal.
     """
-    if rows is None or not shapes or len(shapes[0]) < 3:
+    shapes = [t.shape for t in _tensors((args, kwargs))]
+    if rows is None or rows.is_mixed or not shapes:
         return {}
-    is_attention = len(shapes[0]) == 4 or shapes[0][0] != rows.sample_BT.shape[0]
     if site.operator == "softmax":
-        return {"output": is_attention, 0: is_attention}
-    if site.operator not in ("matmul", "bmm") or len(shapes) < 2 or not is_attention:
+        is_attention = len(shapes[0]) >= 4 or (
+            len(shapes[0]) == 3 and shapes[0][0] != rows.sample_BT.shape[0]
+        )
+        return {"output": "keys", 0: "keys"} if is_attention else {}
+    if site.operator not in ("matmul", "bmm") or len(shapes) < 2:
         return {}
-    left, right = shapes[-2], shapes[-1]
-    makes_scores, takes_scores = right[-1] == rows.keys, left[-1] == rows.keys
-    if makes_scores == takes_scores:
-        makes_scores = site.index % 2 == 0
-    return {"output": makes_scores, len(shapes) - 2: not makes_scores}
+    if min(len(shapes[-2]), len(shapes[-1])) < 3:
+        return {}
+    left, right = len(shapes) - 2, len(shapes) - 1
+    if site.index % 2:
+        return {left: "keys"}
+    is_einsum = bool(args) and isinstance(args[0], str)  # its keys need no transposing
+    return {"output": "keys"} if is_einsum else {"output": "keys", right: "transposed"}
 
 
 def _dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -263,7 +308,7 @@ def _out_of_place(
     The clean result would otherwise overwrite what the backward pass has saved.
     """
     if spelling.functional is not None:
-        return spelling.functional, args, kwargs, args[0]
+        return spelling.functional, args, kwargs, _first(args, kwargs)
     if kwargs.get("inplace") is True:
         return function, args, kwargs | {"inplace": False}, _first(args, kwargs)
     if spelling.operator in ("relu", "silu") and len(args) > 1 and args[1] is True:
@@ -273,8 +318,7 @@ def _out_of_place(
 
 
 def _first(args: Any, kwargs: dict[str, Any]) -> Tensor:
-    tensor: Tensor = args[0] if args else kwargs["input"]
-    return tensor
+    return _tensors((args, kwargs))[0]
 
 
 def _write(target: Tensor, result: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Sees every operator, in any spelling, while a selected region runs; the injector acts."""
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import (
     TorchFunctionMode,
@@ -13,7 +15,7 @@ from torch.overrides import (
 )
 
 from noisescope.inject.injector import Injector
-from noisescope.inject.operators import FUSED_ATTENTION, spelling_of
+from noisescope.inject.operators import is_fused_attention, spelling_of
 from noisescope.inject.tracker import Place
 
 
@@ -40,9 +42,12 @@ class OperatorMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if place.operator is not None:
             return func(*self._parameters_wrapped(place, args), **kwargs)
-        if func is FUSED_ATTENTION:
+        if is_fused_attention(func):
             return self.injector.run_attention(place, func, args, kwargs)
-        spelling = spelling_of(func, args)
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _OPEN_MULTI_HEAD_ATTENTION(*args, **kwargs)
+        spelling = spelling_of(func, args, kwargs)
         if spelling is None:
             return func(*args, **kwargs)
         return self.injector.run(place, spelling, func, args, kwargs)
@@ -54,12 +59,26 @@ class OperatorMode(TorchFunctionMode):
             return args
         if not torch.is_grad_enabled():
             return args
-        wrapped = []
-        for n, value in enumerate(args):
-            if isinstance(value, nn.Parameter) and value.requires_grad:
-                value = self.injector.wrap_input(record, place.rows, value, 1 + n)
-            wrapped.append(value)
-        return tuple(wrapped)
+        return tuple(
+            self.injector.wrap_input(record, place.rows, a, place.parameter_index(a))
+            if isinstance(a, nn.Parameter) and a.requires_grad
+            else a
+            for a in args
+        )
+
+
+def _opened(function: FunctionType) -> Callable[..., Any]:
+    """Returns a copy of a composite function that does not offer itself to modes as a whole.
+
+    What it calls then meets the modes one by one. Nothing is patched: the copy has its own globals.
+    """
+    own_globals = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    copy = FunctionType(function.__code__, own_globals, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_OPEN_MULTI_HEAD_ATTENTION = _opened(F.multi_head_attention_forward)
 
 
 def remove_mode(mode: TorchFunctionMode) -> None:

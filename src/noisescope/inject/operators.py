@@ -6,13 +6,14 @@ class instead.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from noisescope.errors import SelectionError, near_names
 
@@ -29,10 +30,11 @@ OPERATORS = (
     "embedding",
 )
 CORE_OPERATORS = ("matmul", "bmm", "linear")
-ALL_OPERATORS = OPERATORS
 
 # Fused attention is not an operator but three of them; attention.py takes it apart.
-FUSED_ATTENTION = F.scaled_dot_product_attention
+_FUSED_ATTENTION = frozenset(
+    {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention}
+)
 
 Function = Any  # builtins, methods and torch.ops packets: no one type holds them
 
@@ -58,34 +60,31 @@ def _named(root: Any, names: Iterable[str]) -> list[Function]:
 
 
 def _spellings() -> dict[Any, Spelling]:
-    matmuls = _named(
-        torch,
-        ("matmul", "mm", "addmm", "mv", "addmv", "einsum", "inner", "tensordot", "chain_matmul"),
-    )
-    matmuls += [torch.linalg.matmul, torch.linalg.multi_dot, torch.sspaddmm, torch.addbmm]
-    matmuls += [
-        getattr(Tensor, name)
-        for name in ("matmul", "__matmul__", "__rmatmul__", "mm", "addmm", "mv", "addmv")
-    ]
-    matmuls += [Tensor.inner, Tensor.addbmm]
-    bmms = [*_named(torch, ("bmm", "baddbmm")), Tensor.bmm, Tensor.baddbmm]
+    matmuls = ("matmul", "mm", "addmm", "mv", "addmv", "inner", "addbmm")
     functions: dict[str, list[Function]] = {
-        "linear": [F.linear, torch.ops.aten.linear, *_grouped_linears()],
-        "matmul": matmuls,
-        "bmm": bmms,
-        "softmax": [F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax],
-        "silu": [F.silu],
-        "gelu": [F.gelu],
-        "relu": [F.relu, torch.relu, Tensor.relu],
-        "layer_norm": [F.layer_norm, torch.layer_norm, torch.native_layer_norm],
-        "rms_norm": [F.rms_norm, torch.rms_norm],
-        "embedding": [F.embedding, torch.embedding],
+        # F.grouped_mm runs the projections of all experts at once.
+        "linear": [*_named(F, ("linear", "grouped_mm")), *_named(torch, ("_grouped_mm",))],
+        "matmul": [
+            *_named(torch, (*matmuls, "einsum", "tensordot", "chain_matmul", "sspaddmm")),
+            *_named(torch.linalg, ("matmul", "multi_dot")),
+            *(getattr(Tensor, name) for name in (*matmuls, "__matmul__", "__rmatmul__")),
+        ],
+        "bmm": [*_named(torch, ("bmm", "baddbmm")), Tensor.bmm, Tensor.baddbmm],
+        "softmax": [*_named(torch, ("softmax",)), F.softmax, Tensor.softmax, torch.special.softmax],
+        "silu": [*_named(torch._C._nn, ("silu",)), F.silu],
+        "gelu": [*_named(torch._C._nn, ("gelu",)), F.gelu],
+        "relu": [*_named(torch, ("relu",)), F.relu, Tensor.relu],
+        "layer_norm": [*_named(torch, ("layer_norm", "native_layer_norm")), F.layer_norm],
+        "rms_norm": [*_named(torch, ("rms_norm",)), F.rms_norm],
+        "embedding": [*_named(torch, ("embedding",)), F.embedding],
     }
     table = {f: Spelling(operator) for operator, fs in functions.items() for f in fs}
     in_place = {
         torch.relu_: ("relu", torch.relu),
         Tensor.relu_: ("relu", torch.relu),
         F.relu_: ("relu", torch.relu),
+        torch.ops.aten.relu_: ("relu", torch.relu),
+        torch.ops.aten.silu_: ("silu", F.silu),
         Tensor.addmm_: ("matmul", torch.addmm),
         Tensor.addmv_: ("matmul", torch.addmv),
         Tensor.addbmm_: ("matmul", torch.addbmm),
@@ -94,13 +93,8 @@ def _spellings() -> dict[Any, Spelling]:
     return table | {f: Spelling(op, functional) for f, (op, functional) in in_place.items()}
 
 
-def _grouped_linears() -> list[Function]:
-    """Returns the grouped products that run the projections of all experts at once."""
-    functions: list[Function] = _named(F, ("grouped_mm",)) + _named(torch, ("_grouped_mm",))
-    return functions
-
-
 SPELLINGS = _spellings()
+_ADDMM = frozenset({torch.addmm, Tensor.addmm, torch.ops.aten.addmm})
 
 _MODULE_OPERATORS = (
     (re.compile(r"RMSNorm|^T5LayerNorm$"), "rms_norm"),
@@ -111,30 +105,39 @@ _MODULE_OPERATORS = (
 )
 
 
-def spelling_of(function: Any, args: tuple[Any, ...]) -> Spelling | None:
+def spelling_of(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Spelling | None:
     """Returns how a function called with these arguments is spelled; None: it is no operator.
 
     `addmm` by a parameter is how Conv1D-style projections (GPT-2) spell `linear`.
     """
-    spelling = SPELLINGS.get(function)
+    packet = function.overloadpacket if isinstance(function, OpOverload) else function
+    spelling = SPELLINGS.get(packet)
     if spelling is None:
         # Kernels that a library registers itself are told by name: the object may not exist yet.
-        if getattr(function, "__name__", "") == "grouped_mm_fallback":
-            return Spelling("linear")
-        return None
-    if spelling.operator == "matmul" and function in _ADDMM and isinstance(args[-1], nn.Parameter):
-        return Spelling("linear")
+        is_grouped = getattr(packet, "__name__", "") == "grouped_mm_fallback"
+        return Spelling("linear") if is_grouped else None
+    if packet in _ADDMM:
+        weight = (kwargs or {}).get("mat2", args[-1] if args else None)
+        return Spelling("linear") if isinstance(weight, nn.Parameter) else spelling
     return spelling
 
 
-_ADDMM = (torch.addmm, Tensor.addmm, torch.ops.aten.addmm)
+def is_fused_attention(function: Any) -> bool:
+    """Tells whether a function is scaled dot-product attention in one piece."""
+    packet = function.overloadpacket if isinstance(function, OpOverload) else function
+    return packet in _FUSED_ATTENTION
 
 
 def module_operator(module: nn.Module) -> str | None:
-    """Returns the operator that a module as a whole is (norms and activations), or None."""
-    name = type(module).__name__
-    if any(True for _ in module.children()):
+    """Returns the operator that a module as a whole is (norms and activations), or None.
+
+    PyTorch's own modules are not meant: each calls one function, which is seen.
+    """
+    if type(module).__module__.startswith("torch.nn.") or any(True for _ in module.children()):
         return None
+    name = type(module).__name__
     return next((operator for pattern, operator in _MODULE_OPERATORS if pattern.search(name)), None)
 
 
@@ -150,7 +153,7 @@ def check_operators(operators: Iterable[str] | str | None) -> tuple[str, ...] | 
     for name in names:
         if name not in OPERATORS:
             raise SelectionError(
-                f"unknown operator {name!r}{near_names(str(name), OPERATORS)} "
+                f"unknown operator {name!r}{near_names(str(name), OPERATORS) or '.'} "
                 f"Accepted: {', '.join(OPERATORS)}."
             )
     return tuple(dict.fromkeys(names))

@@ -56,6 +56,25 @@ def with_noisy_gradient(value: Tensor, perturb: TensorMap) -> Tensor:
     return result
 
 
+def perturb_rows(error_model: ErrorModel, clean: Tensor, at: Address) -> tuple[Tensor, Tensor]:
+    """Perturbs a tensor of any shape, row by row; its memory layout is kept.
+
+    Args:
+        error_model: What is added.
+        clean: Any shape and strides; the last axis holds the channels of the address.
+        at: Where the elements lie.
+
+    Returns:
+        The noisy values, always a tensor of its own, and the tally.
+    """
+    flat_RD = clean.reshape(len(at), clean.numel() // max(1, len(at)))
+    noisy_RD, counted = error_model.perturb(flat_RD, at)
+    noisy = noisy_RD.reshape(clean.shape)
+    if noisy_RD is flat_RD or noisy.stride() != clean.stride():
+        noisy = torch.empty_like(clean).copy_(noisy)
+    return noisy, counted
+
+
 def perturb_probabilities(
     error_model: ErrorModel, clean: Tensor, at: Address, dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -90,4 +109,6 @@ def perturb_probabilities(
         lambda: random_words(at, flat_RD.shape[1], stream=1),
     )
     noisy = rounded_RD.reshape(clean.shape)
-    return noisy, tally(clean, noisy, (asked - wide).to(torch.float64).square().sum())
+    if noisy.stride() != clean.stride():
+        noisy = torch.empty_like(clean).copy_(noisy)
+    return noisy, tally(clean, noisy, asked - wide)

@@ -68,7 +68,7 @@ def resolve_operators(
     for name in checked:
         if name not in running:
             raise SelectionError(
-                f"this model never runs {name!r}{near_names(name, running)} "
+                f"this model never runs {name!r}{near_names(name, running) or '.'} "
                 f"It runs {', '.join(running)}. List its sites with 'noisescope sites MODEL'."
             )
     return checked

@@ -86,8 +86,32 @@ def check_modules(selection: Selection, model: nn.Module, prefixes: Sequence[str
             endings = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2)} | set(names)
             raise SelectionError(
                 f"no module matches {pattern!r} in the selected layers"
-                f"{near_names(pattern, endings)} List them with 'noisescope sites MODEL'."
+                f"{near_names(pattern, endings) or '.'} List them with 'noisescope sites MODEL'."
             )
+
+
+def check_attention(selection: Selection, model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Raises SelectionError where attention is selected but runs in kernels that show no operators.
+
+    Fused attention of PyTorch is taken apart; flash and flex kernels cannot be.
+    """
+    kernels = {
+        str(getattr(getattr(m, "config", None), "_attn_implementation", None))
+        for m in model.modules()
+    }
+    opaque = sorted(k for k in kernels if "flash" in k or "flex" in k)
+    if not opaque:
+        return
+    for name, module in model.named_modules():
+        is_attention = type(module).__name__.endswith(("Attention", "Attention2"))
+        for operator in ("matmul", "softmax"):
+            if is_attention and any(is_inside(name, p) for p in prefixes):
+                if selection.includes(Site("", name, operator, 0)):
+                    raise SelectionError(
+                        f"{operator} is selected in {name}, but attention runs as {opaque[0]!r}, "
+                        "which shows no operators: load the model with "
+                        "attn_implementation='sdpa', or select other operators."
+                    )
 
 
 def matches(pattern: str, module: str) -> bool:

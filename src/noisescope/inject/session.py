@@ -12,21 +12,23 @@ from typing import Any, Self
 
 from torch import nn
 
-from noisescope.errors import DoseWarning, NoisescopeWarning, SelectionError
+from noisescope.errors import DoseWarning, InputError, NoisescopeWarning, SelectionError
 from noisescope.inject.coverage import CoverageRow, coverage_table
 from noisescope.inject.dose import Dose, SiteRecord, total_dose
 from noisescope.inject.injector import Injector
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.selection import (
     Selection,
+    check_attention,
     check_modules,
     make_selection,
+    matches,
     selected_regions,
 )
-from noisescope.inject.tokens import TokenReader
+from noisescope.inject.tokens import TokenReader, check_names
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.models import find_regions
-from noisescope.noise import ErrorModel
+from noisescope.noise import ErrorModel, flat_address
 
 
 class Session:
@@ -41,6 +43,16 @@ class Session:
         draw: int = 0,
         attest: bool = True,
     ) -> None:
+        flat_address(seed, draw, site=0, rows=0)  # checks both words
+        if not isinstance(error_model, ErrorModel):
+            raise InputError(
+                f"error model {error_model!r}: an ErrorModel is needed; try RelativeGaussian(0.05)"
+            )
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise InputError(
+                "DataParallel runs copies of the model in threads, where samples cannot be told "
+                "apart: give its .module, or use DistributedDataParallel."
+            )
         self.model = model
         self.selection = selection
         self.attest = attest
@@ -48,11 +60,14 @@ class Session:
         self.region_names = selected_regions(selection, self.regions)
         holders = [n for r in self.region_names for n, _ in self.regions.named(r).modules]
         check_modules(selection, model, holders)
+        if not error_model.is_null:
+            check_attention(selection, model, holders)
         self._injector = Injector(error_model, selection.phases, selection.includes, seed, draw)
         self._reader = TokenReader(seed, draw)
         self._tracker = Tracker(self, self._reader)
         self._mode = OperatorMode(self._injector, lambda: self._tracker.place)
         self._hooks = ExitStack()
+        self._is_open = False
 
     # The noise.
 
@@ -73,11 +88,16 @@ class Session:
 
     @draw.setter
     def draw(self, draw: int) -> None:
+        flat_address(self.seed, draw, site=0, rows=0)
         self._reader.draw = self._injector.draw = draw
 
     def name_samples(self, names: Sequence[str | int] | None) -> None:
-        """Names the sample of each row of the coming forward passes; None: by their own tokens."""
-        self._reader.names = None if names is None else tuple(names)
+        """Names the sample of each row of the coming forward passes; None: by their own tokens.
+
+        Under beam search name them, the same name for every beam of a sample: beams are reordered
+        inside the cache, where their own tokens cannot be followed.
+        """
+        self._reader.names = check_names(names)
 
     # The witness.
 
@@ -110,9 +130,12 @@ class Session:
     # The context.
 
     def __enter__(self) -> Self:
+        if self._is_open:
+            raise InputError("this session is open already: open another one with inject(...).")
         with ExitStack() as stack:
             self._tracker.attach(self.model, self.regions, self.region_names, stack)
             self._hooks = stack.pop_all()
+        self._is_open = True
         return self
 
     def __exit__(
@@ -121,6 +144,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_open = False
         self._hooks.close()
         remove_mode(self._mode)
         self._tracker.reset()
@@ -190,12 +214,20 @@ def check_fired(
                 "backward noise was asked for, but no backward pass reached a selected site: "
                 "call backward() inside the session, or leave 'backward' out of phases."
             )
+        ran = "ran" if phase == "forward" else "got a gradient"
         for operator in selection.operators or ():
             if not any(r.site.operator == operator for r in fired):
-                raise SelectionError(f"operator {operator!r} never ran in the selection. {advice}")
+                raise SelectionError(
+                    f"operator {operator!r} never {ran} in the selection. {advice}"
+                )
         for layer in region_names if selection.layers is not None else ():
             if not any(r.site.region == layer for r in fired):
-                raise SelectionError(f"no selected operator ran in layer {layer}. {advice}")
+                raise SelectionError(f"no selected operator {ran} in layer {layer}. {advice}")
+        for pattern in selection.modules or ():
+            if not any(matches(pattern, r.site.module) for r in fired):
+                raise SelectionError(
+                    f"no selected operator {ran} in the modules {pattern!r}. {advice}"
+                )
         if not fired:
             raise SelectionError(f"the selection matched no site that ran. {advice}")
 
@@ -213,7 +245,9 @@ def inject(
     """Opens a session: inside the `with` block the model runs with error at the selected sites.
 
     Outside the selection the model computes what it always did, to the last bit, and after the
-    block its hooks and weights are as before. Sessions nest: each adds its own error.
+    block its hooks and weights are as before. Sessions nest: each adds its own error; give each its
+    own seed or draw, or the same numbers are added twice. With gradient checkpointing run the
+    backward pass inside the block too, as layers then run again.
 
     Args:
         model: Any module; a Hugging Face language model has layers to select.
@@ -231,7 +265,7 @@ def inject(
     Raises:
         SelectionError: The selection names nothing in this model; or, when the block ends, a named
             operator, layer or phase received no noise.
-        InputError: Seed or draw out of range.
+        InputError: Seed or draw out of range, or something else than an error model.
     """
     selection = make_selection(layers, operators, modules, phases)
     return Session(model, error_model, selection, seed, draw)

@@ -75,11 +75,12 @@ class TokenReader:
         sample_BT, is_named = self._samples(tokens, present_BT, position_BT, past, cache)
         return Rows(self.seed, self.draw, sample_BT, position_BT, first_key_B, past + T, is_named)
 
-    def note_cache(self, output: Any) -> None:
-        """Remembers which cache a call has filled, from its output."""
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None and self._latest is not None and _is_weakly_held(cache):
-            self._by_cache[cache] = self._latest
+    def note_output(self, output: Any) -> None:
+        """Remembers the text in a cache that a call has made, from its output."""
+        made = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+        for cache in made:
+            if _is_cache(cache):
+                self._remember(cache)
 
     def _samples(
         self, tokens: Tensor, present_BT: Tensor, position_BT: Tensor, past: int, cache: Any
@@ -99,14 +100,21 @@ class TokenReader:
         prefix_BT = (mix(tokens, position_BT) * present_BT).cumsum(dim=1) & _WORD
         is_whole = past == 0
         if past:
-            held = self._by_cache.get(cache) if _is_weakly_held(cache) else None
-            held = held or self._latest
+            held = self._by_cache.get(cache) if _is_cache(cache) else self._latest
             if held is not None and held.length == past and held.word_B.shape[0] == B:
                 prefix_BT = (prefix_BT + held.word_B[:, None].to(prefix_BT.device)) & _WORD
                 is_whole = True
-        # A cache filled outside the session: the text before these tokens is unknown.
+        # Else the cache was filled outside the session, or copied: what it holds is unknown.
         self._latest = _Prefix(prefix_BT[:, -1], past + T) if is_whole else None
+        if _is_cache(cache):
+            self._remember(cache)
         return prefix_BT, is_whole
+
+    def _remember(self, cache: Any) -> None:
+        if self._latest is None:
+            self._by_cache.pop(cache, None)
+        else:
+            self._by_cache[cache] = self._latest
 
 
 def sample_word(name: str | int) -> int:
@@ -125,8 +133,8 @@ def check_names(names: Sequence[str | int] | None) -> tuple[str | int, ...] | No
     return None if names is None else tuple(names)
 
 
-def _is_weakly_held(cache: Any) -> bool:
-    return cache is not None and hasattr(cache, "get_seq_length") and hasattr(cache, "__weakref__")
+def _is_cache(value: Any) -> bool:
+    return hasattr(value, "get_seq_length")
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _has_tokens(tensor: Tensor) -> bool:
 def _past_length(cache: Any, mask_BS: Tensor | None, T: int) -> int:
     if mask_BS is not None:
         return max(0, mask_BS.shape[1] - T)
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    return int(cache.get_seq_length()) if _is_cache(cache) else 0
 
 
 def _positions(given: Mapping[str, Any], B: int, T: int, past: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ runs layers a second time during the backward pass: they meet the rows, and so t
 first run.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,14 @@ from noisescope.models import Regions
 _REMEMBERED_PASSES = 4096
 
 
+# Calls of each operator in each module, counted within one pass of a region.
+Calls = dict[tuple[str, str], int]
+
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+# The gradients of a hand-written norm's weights are numbered after those of its inputs.
+_FIRST_PARAMETER = 16
+
+
 @dataclass
 class Place:
     """Where the model is: region, module, and how often each operator ran there in this pass."""
@@ -30,9 +39,10 @@ class Place:
     region: str
     module: str
     rows: Rows | None
-    calls: dict[tuple[str, str], int] = field(default_factory=dict)
+    calls: Calls = field(default_factory=dict)
     operator: str | None = None  # set while a module that is an operator as a whole runs
     record: SiteRecord | None = None  # of that operator
+    parameters: list[Tensor] = field(default_factory=list)
 
     def next_index(self, operator: str) -> int:
         """Counts a call of an operator in this module and returns its index."""
@@ -40,6 +50,14 @@ class Place:
         index = self.calls.get(key, 0)
         self.calls[key] = index + 1
         return index
+
+    def parameter_index(self, parameter: Tensor) -> int:
+        """Returns the number of a parameter among the inputs of the module."""
+        known = next((n for n, p in enumerate(self.parameters) if p is parameter), None)
+        if known is None:
+            known = len(self.parameters)
+            self.parameters.append(parameter)
+        return _FIRST_PARAMETER + known
 
 
 class Listener(Protocol):
@@ -52,7 +70,10 @@ class Listener(Protocol):
         """Called after it ran, or raised."""
 
     def before_module(self, place: Place, module: nn.Module, args: Any) -> Any:
-        """Called before a module that is an operator; may return other arguments."""
+        """Called before a module that is an operator; may return other arguments.
+
+        `args` is the pair of positional and keyword arguments.
+        """
 
     def after_module(self, place: Place, module: nn.Module, output: Any) -> Any:
         """Called after it; may return another output."""
@@ -64,7 +85,12 @@ def is_recomputing() -> bool:
 
 
 class Tracker:
-    """Keeps the stack of places while it is attached to a model."""
+    """Keeps the stack of places while it is attached to a model.
+
+    Args:
+        listener: What is told of regions and of modules that are operators.
+        reader: Reads which sample and position each row of a pass is.
+    """
 
     def __init__(self, listener: Listener, reader: TokenReader) -> None:
         self.listener = listener
@@ -72,8 +98,10 @@ class Tracker:
         self.places: list[Place] = []
         self.passes = 0
         self.rows: Rows | None = None
-        self._root_depth = 0
-        self._held: OrderedDict[tuple[str, int], Rows] = OrderedDict()
+        self._is_attached = False
+        self._running: list[nn.Module] = []  # roots, outermost first
+        self._calls: dict[str, Calls] = {}
+        self._held: OrderedDict[tuple[str, int], tuple[Rows, Calls]] = OrderedDict()
 
     @property
     def place(self) -> Place | None:
@@ -84,92 +112,146 @@ class Tracker:
         self, model: nn.Module, regions: Regions, names: Sequence[str], stack: ExitStack
     ) -> None:
         """Registers the hooks; `stack` removes them, also when attaching fails half way."""
-        roots = [m for m in _roots(model) if m is not None]
-        for root in roots:
-            stack.callback(
-                root.register_forward_pre_hook(self._enter_root, with_kwargs=True).remove
-            )
-            stack.callback(
-                root.register_forward_hook(self._leave_root, always_call=True, prepend=True).remove
-            )
+        # A copy of the model made meanwhile keeps the hooks: they must then do nothing.
+        stack.callback(setattr, self, "_is_attached", False)
+        self._is_attached = True
+        for root in _roots(model, regions):
+            _hook(root, self._enter_root, self._leave_root, stack)
         for region in regions.all:
             if region.name in names:
                 for holder, module in region.modules:
                     self._attach_region(region.name, holder, module, stack)
 
     def _attach_region(self, region: str, holder: str, root: nn.Module, stack: ExitStack) -> None:
+        entries = {id(module) for module in _entries(root)}
         for name, module in root.named_modules():
             full = ".".join(p for p in (holder, name) if p)
-            before, after = self._hooks(region, full, module, is_root=module is root)
-            stack.callback(module.register_forward_pre_hook(before).remove)
-            # Prepended: of nested sessions the inner one entered last and must leave first.
-            stack.callback(
-                module.register_forward_hook(after, always_call=True, prepend=True).remove
-            )
+            before, after = self._hooks(region, full, module, id(module) in entries)
+            _hook(module, before, after, stack)
 
     def _hooks(
-        self, region: str, name: str, module: nn.Module, is_root: bool
+        self, region: str, name: str, module: nn.Module, is_entry: bool
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         operator = module_operator(module)
+        is_experts = bool(_EXPERTS.search(name)) or type(module).__name__.endswith("Experts")
 
-        def before(module: nn.Module, args: Any) -> Any:
-            if is_root:
-                self.places.append(Place(region, name, self._rows_for(region, args)))
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            place = self._next_place(region, name, is_entry, args, kwargs)
+            if place is None:
+                return None
+            if is_experts and place.rows is not None:
+                place.rows = place.rows.mixed()
+            place.operator = operator
+            self.places.append(place)
+            if len(self.places) == 1:
                 self.listener.enter_region()
-            else:
-                above = self.places[-1]
-                self.places.append(Place(region, name, above.rows, above.calls))
             if operator is None:
                 return None
-            self.places[-1].operator = operator
-            return self.listener.before_module(self.places[-1], module, args)
+            return self.listener.before_module(place, module, (args, kwargs))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if not self.places or self.places[-1].module != name:
-                return None  # the way in raised before this place was noted
-            place = self.places[-1]
+            place = self.place
+            if place is None or (place.region, place.module) != (region, name):
+                return None  # the way in noted no place
             try:
                 if operator is None or output is None:
                     return None
                 return self.listener.after_module(place, module, output)
             finally:
                 self.places.pop()
-                if is_root:
+                if not self.places:
                     self.listener.leave_region()
 
         return before, after
 
+    def _next_place(
+        self, region: str, name: str, is_entry: bool, args: Any, kwargs: Any
+    ) -> Place | None:
+        """Returns the place of a module that is about to run, or None outside its region."""
+        if not self._is_attached:
+            return None
+        above = self.place
+        if above is not None and above.region == region:
+            return Place(region, name, above.rows, above.calls)
+        return Place(region, name, *self._pass_of(region, args, kwargs)) if is_entry else None
+
     def _enter_root(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._root_depth += 1
-        if self._root_depth == 1 and not is_recomputing():
+        if not self._is_attached or is_recomputing():
+            return
+        if module in self._running:
+            self._abandon()
+        if not self._running:
+            self._begin_pass()
+        if self.rows is None:
             with torch.no_grad():
                 self.rows = self.reader.read(module, args, kwargs)
-            self.passes += 1
+        self._running.append(module)
 
     def _leave_root(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._root_depth = max(0, self._root_depth - 1)
+        if module in self._running:
+            del self._running[self._running.index(module) :]
+            self.reader.note_output(output)
 
-    def _rows_for(self, region: str, args: Any) -> Rows | None:
-        """Returns the rows of this pass; for a checkpoint's second run, those of its first."""
-        first = next((a for a in args if isinstance(a, Tensor)), None)
-        key = (region, first.data_ptr()) if first is not None else None
+    def _begin_pass(self) -> None:
+        if self.rows is not None:
+            self.rows.forget_maps()
+        self.rows = None
+        self._calls = {}
+        self.passes += 1
+
+    def _pass_of(self, region: str, args: Any, kwargs: Any) -> tuple[Rows | None, Calls]:
+        """Returns rows and counts of this pass; for a checkpoint's second run, of its first."""
+        tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        first = next(tensors, None)
+        key = (region, -1 if first is None else first.data_ptr())
         if is_recomputing():
-            return self._held.get(key, self.rows) if key else self.rows
-        if key and self.rows is not None:
-            self._held[key] = self.rows
+            rows, calls = self._held.get(key, (self.rows, {}))
+            return rows, dict(calls)
+        # Outside every pass (a layer called by itself) each call begins anew.
+        calls = self._calls.setdefault(region, {}) if self._running else {}
+        if self.rows is not None:
+            self._held[key] = (self.rows, dict(calls))
             if len(self._held) > _REMEMBERED_PASSES:
                 self._held.popitem(last=False)
-        return self.rows
+        return self.rows, calls
+
+    def _abandon(self) -> None:
+        """Ends a pass that an interrupt broke off without calling the hooks on its way."""
+        if self.places:
+            self.places.clear()
+            self.listener.leave_region()
+        self._running.clear()
 
     def reset(self) -> None:
         """Forgets every place, after an interrupt that no hook saw."""
-        while self.places:
-            self.places.pop()
-        self._root_depth = 0
+        self.places.clear()
+        self._running.clear()
         self._held.clear()
 
 
-def _roots(model: nn.Module) -> list[nn.Module | None]:
-    """Returns the model and the backbone inside it, which users sometimes call directly."""
-    backbone = getattr(model, "base_model", None)
-    return [model, backbone if isinstance(backbone, nn.Module) and backbone is not model else None]
+def _hook(
+    module: nn.Module, before: Callable[..., Any], after: Callable[..., Any], stack: ExitStack
+) -> None:
+    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    # Prepended: of nested sessions the inner one entered last and must leave first.
+    stack.callback(module.register_forward_hook(after, always_call=True, prepend=True).remove)
+
+
+def _roots(model: nn.Module, regions: Regions) -> list[nn.Module]:
+    """Returns the model and every module on the way to its layers: users call these directly."""
+    modules = dict(model.named_modules())
+    names: dict[str, None] = {"": None}
+    for region in regions.all:
+        for name, _ in region.modules:
+            parts = name.split(".")
+            if region.name.isdigit():
+                names |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts)))
+    found = (modules[name] for name in names)
+    return [m for m in found if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+
+
+def _entries(root: nn.Module) -> list[nn.Module]:
+    """Returns the modules that enter a region: its root, or what is in it where that never runs."""
+    if not isinstance(root, (nn.ModuleList, nn.ModuleDict)):
+        return [root]
+    return [entry for child in root.children() for entry in _entries(child)]

@@ -12,7 +12,14 @@ from noisescope.noise.address import Address
 from noisescope.noise.philox import random_words
 from noisescope.noise.rounding import Rounding, round_to
 
-TALLY_FIELDS = ("elements", "changed", "error_square", "clean_square", "asked_square")
+TALLY_FIELDS = (
+    "elements",
+    "asked",
+    "changed",
+    "error_square",
+    "clean_square",
+    "asked_square",
+)
 
 
 class ErrorModel(ABC):
@@ -52,12 +59,12 @@ class ErrorModel(ABC):
 
         Returns:
             The noisy values, a new tensor of y's dtype (y itself where the model is null), and the
-            tally: float64 [5] on y's device, see `tally`.
+            tally: float64 [6] on y's device, see `tally`.
         """
         if y_RD.dim() != 2 or len(y_RD) != len(at):
             raise ValueError(f"tensor of {list(y_RD.shape)} with an address of {len(at)} rows")
         if self.is_null:
-            return y_RD, tally(y_RD, y_RD, torch.zeros((), dtype=torch.float64, device=y_RD.device))
+            return y_RD, tally(y_RD, y_RD, torch.zeros_like(y_RD))
         return self._perturb(y_RD, at)
 
     def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,35 +77,35 @@ class ErrorModel(ABC):
             self.rounding,
             lambda: random_words(at, y_RD.shape[1], stream=1),
         )
-        return noisy_RD, tally(y_RD, noisy_RD, _sum_of_squares(error_RD, noisy_RD.isfinite()))
+        return noisy_RD, tally(y_RD, noisy_RD, error_RD)
 
 
-def tally(clean: torch.Tensor, noisy: torch.Tensor, asked_square: torch.Tensor) -> torch.Tensor:
-    """Returns what arrived: float64 [5] on the tensors' device, without waiting for the device.
+def tally(clean: torch.Tensor, noisy: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Returns what arrived: float64 [6] on the tensors' device, without waiting for the device.
 
-    The fields are `TALLY_FIELDS`: elements, changed elements, sum of (noisy - clean)^2, sum of
-    clean^2, and the given sum of asked error^2 (before rounding). Sums of tallies are tallies.
-    Elements where clean or noisy is infinite or NaN are left out of the sums of squares, or one of
-    them would poison all. An element changed when it was finite and has another value now.
+    The fields are `TALLY_FIELDS`: elements, those that were asked to change, those that did, sum of
+    (noisy - clean)^2, sum of clean^2, and sum of error^2. Sums of tallies are tallies. Elements
+    where clean or noisy is infinite or NaN are left out of the sums of squares, or one of them
+    would poison all. An element changed when it was finite and has another value now.
 
     Args:
         clean: The values before, any shape and float dtype.
         noisy: The values after, same shape.
-        asked_square: float64 scalar tensor, the sum of squares of the error that was asked for, as
-            in the tally of `perturb`.
+        error: The error that was asked for, before rounding, same shape.
     """
-    clean_wide, noisy_wide = clean.to(torch.float64), noisy.to(torch.float64)
+    clean_wide, noisy_wide, asked = (t.to(torch.float64) for t in (clean, noisy, error))
     was_finite = clean_wide.isfinite()
     is_finite = was_finite & noisy_wide.isfinite()
     fields = (
         torch.full((), clean.numel(), dtype=torch.float64, device=clean.device),
+        (is_finite & (asked != 0)).sum().to(torch.float64),
         (was_finite & (clean_wide != noisy_wide)).sum().to(torch.float64),
         _sum_of_squares(noisy_wide - clean_wide, is_finite),
         _sum_of_squares(clean_wide, is_finite),
-        asked_square,
+        _sum_of_squares(asked, is_finite),
     )
     return torch.stack(fields)
 
 
 def _sum_of_squares(x: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    return torch.where(counted, x.to(torch.float64), 0.0).square().sum()
+    return torch.where(counted, x, 0.0).square().sum()

@@ -56,7 +56,7 @@ def perturb_gaussian(
         rounding: 'nearest' or 'stochastic'.
 
     Returns:
-        The noisy values, a new tensor, and the tally, float64 [5]. The same bits however many
+        The noisy values, a new tensor, and the tally, float64 [6]. The same bits however many
         threads share the work.
     """
     # The kernel does a row of one token in 2 us: what stands here is most of its time.

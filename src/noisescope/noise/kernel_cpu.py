@@ -265,21 +265,24 @@ def _write(
 # cannot be simplified into what was asked for.
 @_compiled(forceinline=True, fastmath={"contract", "reassoc"})
 def _count(tallies: Array, task: int, x: Array, noisy: Array, error: Array, count: int) -> None:
-    """Adds a chunk to tallies[task, 1:]: changed, error, clean and asked square."""
-    changed, error_square, clean_square, asked_square = 0, 0.0, 0.0, 0.0
+    """Adds a chunk to tallies[task, 1:]: asked, changed, error, clean and asked square."""
+    wanted, changed = 0, 0
+    error_square, clean_square, asked_square = 0.0, 0.0, 0.0
     for i in range(count):
         is_finite = abs(noisy[i]) < np.inf
         change = F64(noisy[i]) - F64(x[i]) if is_finite else 0.0
         clean = F64(x[i]) if is_finite else 0.0
         asked = F64(error[i]) if is_finite else 0.0
         changed += 1 if abs(x[i]) < np.inf and noisy[i] != x[i] else 0
+        wanted += 1 if asked != 0.0 else 0
         error_square += change * change
         clean_square += clean * clean
         asked_square += asked * asked
-    tallies[task, 1] += changed
-    tallies[task, 2] += error_square
-    tallies[task, 3] += clean_square
-    tallies[task, 4] += asked_square
+    tallies[task, 1] += wanted
+    tallies[task, 2] += changed
+    tallies[task, 3] += error_square
+    tallies[task, 4] += clean_square
+    tallies[task, 5] += asked_square
 
 
 class Recipe(NamedTuple):

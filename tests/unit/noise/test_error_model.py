@@ -16,7 +16,6 @@ from noisescope.noise import (
 )
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-NOTHING = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def test_a_new_model_needs_one_class_and_nothing_else(dtype, rounding):
     gap = 2.0 * torch.finfo(dtype).eps + 1e-6
     assert noisy.dtype == dtype
     assert (noisy.double() - 2.0 - asked).abs().max() <= gap
-    assert told[4] == pytest.approx(float(asked.square().sum()), rel=1e-5)
+    assert told[5] == pytest.approx(float(asked.square().sum()), rel=1e-5)
     assert torch.equal(y, torch.full_like(y, 2.0))
 
 
@@ -72,14 +71,16 @@ def test_a_tensor_that_does_not_fit_its_address_is_refused(shape):
 def test_tally_is_what_python_counts(dtype):
     clean = torch.tensor([[1.0, -2.0, 0.0], [4.0, 0.5, 8.0]], dtype=dtype)
     noisy = torch.tensor([[1.5, -2.0, 0.0], [3.0, 0.5, 8.0]], dtype=dtype)
-    told = tally(clean, noisy, torch.tensor(7.0, dtype=torch.float64))
+    error = torch.tensor([[0.75, 0.0, 0.0], [-1.0, 0.125, 0.0]])
+    told = tally(clean, noisy, error)
     assert told.dtype == torch.float64
     assert dict(zip(TALLY_FIELDS, told.tolist(), strict=True)) == {
         "elements": 6,
+        "asked": 3,
         "changed": 2,
         "error_square": 0.25 + 1.0,
         "clean_square": 1 + 4 + 16 + 0.25 + 64,
-        "asked_square": 7.0,
+        "asked_square": 0.75**2 + 1 + 0.125**2,
     }
 
 
@@ -88,11 +89,11 @@ def test_infinite_and_nan_elements_stay_out_of_the_sums():
     clean = torch.tensor([1.0, inf, nan, 2.0, -inf, 3.0])
     noisy = torch.tensor([2.0, inf, nan, inf, nan, 3.0])
     # Only 1 -> 2 and 2 -> inf changed: the others had no finite value to lose.
-    assert tally(clean, noisy, NOTHING).tolist() == [6, 2, 1, 1 + 9, 0]
+    assert tally(clean, noisy, torch.ones(6)).tolist() == [6, 2, 2, 1, 1 + 9, 2]
 
 
 def test_negative_zero_is_no_change():
-    assert tally(torch.tensor([0.0]), torch.tensor([-0.0]), NOTHING)[1] == 0
+    assert tally(torch.tensor([0.0]), torch.tensor([-0.0]), torch.zeros(1))[2] == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
@@ -103,4 +104,4 @@ def test_empty_tensors(shape, dtype):
     )
     assert noisy.shape == shape
     assert noisy.dtype == dtype
-    assert told.tolist() == [0] * 5
+    assert told.tolist() == [0] * 6

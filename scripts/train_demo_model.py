@@ -1,8 +1,8 @@
 """Trains the demo model: a small Qwen2 that solves arithmetic word problems step by step.
 
-One file on purpose: problems, tokenizer, training and the final exam, from one seed to the files that the
-package carries. Problems whose numbers fall in the held-out twentieth are never trained on; the exam and the
-500 test questions come from there alone. Run time: under an hour on one core.
+One file on purpose: problems, tokenizer, training and the final exam, from one seed to the files
+that the package carries. Problems whose numbers fall in the held-out twentieth are never trained
+on; the exam and the 500 test questions come from there alone. It takes under an hour on one core.
 
     python scripts/train_demo_model.py --out build/demo_model
 """
@@ -23,14 +23,54 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo", "Iris", "Jon", "Kim", "Leo", "Mia", "Noah"]
-ITEMS = ["apples", "books", "cards", "coins", "eggs", "keys", "maps", "pens", "shells", "stamps", "toys", "tickets"]
-GAINS = ["{name} buys {n} more.", "{name} finds {n} more.", "{other} gives {name} {n} {item}.", "{name} wins {n} {item}."]
-LOSSES = ["{name} gives {n} to {other}.", "{name} loses {n} of them.", "{other} takes {n} {item}.", "{name} sells {n}."]
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gia",
+    "Hugo",
+    "Iris",
+    "Jon",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Noah",
+]
+ITEMS = [
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "eggs",
+    "keys",
+    "maps",
+    "pens",
+    "shells",
+    "stamps",
+    "toys",
+    "tickets",
+]
+GAINS = [
+    "{name} buys {n} more.",
+    "{name} finds {n} more.",
+    "{other} gives {name} {n} {item}.",
+    "{name} wins {n} {item}.",
+]
+LOSSES = [
+    "{name} gives {n} to {other}.",
+    "{name} loses {n} of them.",
+    "{other} takes {n} {item}.",
+    "{name} sells {n}.",
+]
 BOXES = ["{name} buys {k} boxes of {n} {item}.", "{other} brings {k} bags with {n} {item} each."]
 QUESTION = "How many {item} does {name} have now?"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LARGEST_TOTAL = 150
@@ -39,7 +79,7 @@ HELD_OUT_SHARE = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One word problem: the question, the worked answer, the number, and the bare arithmetic it rests on."""
+    """One word problem: question, worked answer, number, and the bare arithmetic it rests on."""
 
     question: str
     answer: str
@@ -48,12 +88,12 @@ class Problem:
 
     @property
     def is_held_out(self) -> bool:
-        """True for the twentieth of all arithmetic that training never sees, whatever the words around it."""
+        """True for the twentieth of all arithmetic that training never sees, in any words."""
         return zlib.crc32(self.arithmetic.encode()) % HELD_OUT_SHARE == 0
 
 
 def make_problem(rng: random.Random) -> Problem:
-    """Draws a problem of two or three events; every running total stays within 0 and LARGEST_TOTAL."""
+    """Draws a problem of two or three events; totals stay within 0 and LARGEST_TOTAL."""
     name, other = rng.sample(NAMES, 2)
     item = rng.choice(ITEMS)
     total = rng.randint(3, 60)
@@ -66,7 +106,9 @@ def make_problem(rng: random.Random) -> Problem:
                 kind = "loss"
             else:
                 lines += [f"{k} * {n} = {k * n}", f"{total} + {k * n} = {total + k * n}"]
-                sentences.append(rng.choice(BOXES).format(name=name, other=other, item=item, k=k, n=n))
+                sentences.append(
+                    rng.choice(BOXES).format(name=name, other=other, item=item, k=k, n=n)
+                )
                 total += k * n
                 continue
         if kind == "gain" and total < LARGEST_TOTAL - 2:
@@ -98,10 +140,13 @@ def draw_problems(seed: int, count: int, held_out: bool) -> list[Problem]:
 
 
 def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE of 512 tokens in which every digit stands alone, so that numbers spell alike."""
+    """Trains a byte-level BPE of at most 512 tokens in which every digit stands alone."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     special = [AddedToken(t, special=True) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
@@ -112,7 +157,7 @@ def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     roles = ["system\n", "user\n", "assistant\n"] * 50
-    bpe.train_from_iterator([f"{p.question}\n{p.answer}" for p in problems] + roles, trainer)
+    bpe.train_from_iterator([*(f"{p.question}\n{p.answer}" for p in problems), *roles], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -125,7 +170,7 @@ def make_tokenizer(problems: list[Problem]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Builds the untrained model: 8 layers of width 128, four query heads on two key-value heads, tied head."""
+    """Builds the untrained model: 8 layers of width 128, 4 query and 2 key-value heads, tied."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -153,12 +198,15 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def make_batch(tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(
+    tokenizer: PreTrainedTokenizerFast, problems: list[Problem]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns ids and labels, both [B, T], right-padded; labels are -100 outside the answer."""
     rows = []
     for problem in problems:
         prompt = tokenizer.encode(prompt_text(tokenizer, problem), add_special_tokens=False)
-        answer = tokenizer.encode(problem.answer, add_special_tokens=False) + [tokenizer.eos_token_id]
+        answer = tokenizer.encode(problem.answer, add_special_tokens=False)
+        answer.append(tokenizer.eos_token_id)
         rows.append((prompt + answer, [-100] * len(prompt) + answer))
     longest = max(len(ids) for ids, _ in rows)
     ids_BT = torch.full((len(rows), longest), tokenizer.pad_token_id)
@@ -178,29 +226,45 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 
 @torch.no_grad()
-def solve_rate(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> float:
+def solve_rate(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem]
+) -> float:
     """Share of problems whose greedy answer ends in the right number."""
     model.eval()
     right = 0
     for start in range(0, len(problems), 100):
         chunk = problems[start : start + 100]
         batch = tokenizer(
-            [prompt_text(tokenizer, p) for p in chunk], return_tensors="pt", padding=True, add_special_tokens=False
+            [prompt_text(tokenizer, p) for p in chunk],
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=False,
         )
         out = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=96, do_sample=False
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=96,
+            do_sample=False,
         )
-        texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(t.split("####")[-1].strip() == str(p.truth) for t, p in zip(texts, chunk, strict=True))
+        texts = tokenizer.batch_decode(
+            out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        right += sum(
+            t.split("####")[-1].strip() == str(p.truth) for t, p in zip(texts, chunk, strict=True)
+        )
     model.train()
     return right / len(problems)
 
 
-def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+def train(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace
+) -> None:
     """Runs AdamW over fresh problems; prints the loss and the solve rate on held-out ones."""
     rng = random.Random(args.seed + 1)
     exam = draw_problems(args.seed + 2, 200, held_out=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.peak, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.peak, betas=(0.9, 0.98), weight_decay=0.05
+    )
     started = time.monotonic()
     for step in range(args.steps):
         problems: list[Problem] = []
@@ -217,13 +281,19 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {loss.item():.4f} after {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} after {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if (step + 1) % 1000 == 0:
-            print(f"step {step + 1} solves {solve_rate(model, tokenizer, exam):.1%} of unseen", flush=True)
+            print(
+                f"step {step + 1} solves {solve_rate(model, tokenizer, exam):.1%} of unseen",
+                flush=True,
+            )
 
 
 def write_test_set(problems: list[Problem], path: Path) -> None:
-    """Writes the questions in the plan's parquet layout: `prompt` messages and `reward_model.ground_truth`."""
+    """Writes the questions in the plan's parquet layout."""
     rows = [
         {
             "data_source": "noisescope/demo",
@@ -236,14 +306,20 @@ def write_test_set(problems: list[Problem], path: Path) -> None:
 
 
 def main() -> int:
-    """Trains, rounds to bfloat16, sits the exam on the rounded weights, and writes the directory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory to write; must not exist")
+    """Trains, rounds to bfloat16, examines the rounded weights and writes the directory."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory to write; must not exist"
+    )
     parser.add_argument("--seed", type=int, default=20261122)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=1, help="the same number gives the same bits")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="the same number gives the same bits"
+    )
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"--out {args.out} exists already: name a directory that does not")

@@ -3,7 +3,7 @@
 These are the public names. Importing the package changes nothing: no patch, no seed, no log.
 """
 
-from noisescope.diagnose import Diagnosis, diagnose_layers, diagnose_operators
+from noisescope.diagnose import diagnose_layers, diagnose_operators
 from noisescope.errors import (
     DoseWarning,
     InputError,
@@ -15,6 +15,7 @@ from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, in
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
 from noisescope.report import result_of
+from noisescope.study import Diagnosis
 from noisescope.tasks import Sample, Task, load_task, make_task, token_task
 
 __all__ = [

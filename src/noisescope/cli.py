@@ -4,36 +4,39 @@ Commands translate arguments and write files; everything else happens below. A u
 one line on standard error and exit status 2; nothing is written before a diagnosis is complete.
 """
 
-import shutil
+import itertools
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 
 from noisescope.demo import demo_model_dir, demo_questions
-from noisescope.diagnose import Diagnosis, diagnose_layers, diagnose_operators
-from noisescope.errors import InputError, NoisescopeError, NoisescopeWarning
-from noisescope.inject.probe import list_sites
+from noisescope.diagnose import diagnose_layers, diagnose_operators
+from noisescope.errors import DoseWarning, InputError, NoisescopeError, NoisescopeWarning
+from noisescope.inject import check_operators
+from noisescope.inject.probe import PRESETS, list_sites
+from noisescope.measure import LARGEST_SEED, Progress
 from noisescope.models import LoadedModel, load_model
 from noisescope.noise import make_error_model
 from noisescope.report import (
-    draw_heatmap,
-    print_diagnosis,
-    print_sites,
-    progress_bar,
+    check_output,
+    fresh_directory,
     result_of,
-    write_records,
+    write_directory,
     write_result,
 )
+from noisescope.report.terminal import print_diagnosis, print_sites, progress_bar
+from noisescope.study import Diagnosis
 from noisescope.tasks import load_task
 
 # The parser's base class of wrong usage has no public name of its own.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +61,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Samples per batch; by memor
 MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
 RemoteCode = Annotated[bool, typer.Option(help="Run code that lies in the model's directory.")]
 Out = Annotated[Path | None, typer.Option(help="Directory for result, records and heatmap.")]
+Result = Annotated[Path | None, typer.Option(help="File for the result (JSON) alone.")]
 
 
 @app.command()
@@ -82,14 +86,17 @@ def layers(
     max_new_tokens: MaxNewTokens = 512,
     trust_remote_code: RemoteCode = False,
     out: Out = None,
+    result: Result = None,
 ) -> None:
     """Slide a window of noisy layers over a model and measure what each costs."""
-    check_absent(out)
+    check_outputs(out, result)
+    check_numbers(seed, window=window, stride=stride, draws=draws, batch_size=batch_size)
     error_model = make_error_model(error_type, noise_scale, rounding)  # type: ignore[arg-type]
+    check_names(operators)
     task = load_task(data, samples, max_new_tokens=max_new_tokens)
     loaded = load(model, tokenizer, dtype, device, trust_remote_code)
 
-    def diagnose(tell: Any) -> Diagnosis:
+    def diagnose(tell: Progress) -> Diagnosis:
         return diagnose_layers(
             loaded,
             task,
@@ -103,7 +110,7 @@ def layers(
             progress=tell,
         )
 
-    run_and_report(diagnose, out)
+    run_and_report(diagnose, out, result)
 
 
 @app.command()
@@ -124,14 +131,17 @@ def operators(
     max_new_tokens: MaxNewTokens = 512,
     trust_remote_code: RemoteCode = False,
     out: Out = None,
+    result: Result = None,
 ) -> None:
     """Perturb one operator at a time everywhere; then the core operators, and all."""
-    check_absent(out)
+    check_outputs(out, result)
+    check_numbers(seed, draws=draws, batch_size=batch_size)
     error_model = make_error_model(error_type, noise_scale, rounding)  # type: ignore[arg-type]
+    check_names(operators)
     task = load_task(data, samples, max_new_tokens=max_new_tokens)
     loaded = load(model, tokenizer, dtype, device, trust_remote_code)
 
-    def diagnose(tell: Any) -> Diagnosis:
+    def diagnose(tell: Progress) -> Diagnosis:
         return diagnose_operators(
             loaded,
             task,
@@ -143,7 +153,7 @@ def operators(
             progress=tell,
         )
 
-    run_and_report(diagnose, out)
+    run_and_report(diagnose, out, result)
 
 
 @app.command()
@@ -197,51 +207,42 @@ def load(
         )
 
 
-def run_and_report(diagnose: Callable[[Any], Diagnosis], out: Path | None) -> Diagnosis:
-    """Runs a diagnosis under a progress bar, prints it and writes its directory."""
+def run_and_report(
+    diagnose: Callable[[Progress], Diagnosis], out: Path | None, result: Path | None
+) -> None:
+    """Runs a diagnosis under a progress bar, prints it and writes what was asked for."""
     with progress_bar(Console(stderr=True)) as tell:
         diagnosis = diagnose(tell)
     print_diagnosis(Console(), diagnosis)
     if out is not None:
         write_directory(diagnosis, out)
         typer.echo(f"Written: {out / 'result.json'}, records.jsonl and heatmap.png beside it.")
-    return diagnosis
+    if result is not None:
+        write_result(result_of(diagnosis), result)
+        typer.echo(f"Written: {result}")
 
 
-def check_absent(path: Path | None) -> None:
-    """Raises InputError where an output exists already or its parent cannot hold it."""
-    if path is not None and (path.exists() or path.is_symlink()):
-        raise InputError(f"--out {path} exists already: name one that does not")
-    parent = path.absolute().parent if path is not None else Path()
-    if not parent.is_dir():
-        raise InputError(f"--out {path}: there is no directory {parent}; make it first")
+def check_names(operators: str) -> None:
+    """Raises SelectionError for a name that is no operator, before anything is loaded."""
+    names = [name.strip() for name in operators.split(",")]
+    check_operators([name for name in names if name not in PRESETS])
 
 
-def fresh_directory(base: Path) -> Path:
-    """Returns `base`, or the first of base-2, base-3 ... that does not exist."""
-    number, path = 1, base
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
+def check_numbers(seed: int, **counts: int | None) -> None:
+    """Raises InputError for a seed or a count out of range, before anything is loaded."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {count}: a whole number of at least 1 is needed")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed {seed}: a whole number from 0 to {LARGEST_SEED} is needed")
 
 
-def write_directory(diagnosis: Diagnosis, out: Path) -> None:
-    """Writes result, records and heatmap; the directory appears whole or not at all."""
-    try:
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
-    except OSError as error:
-        raise InputError(f"cannot write --out {out}: {error.strerror}; name another") from error
-    try:
-        write_result(result_of(diagnosis), made / "result.json")
-        write_records(diagnosis.measurement.records, made / "records.jsonl")
-        draw_heatmap(diagnosis, made / "heatmap.png")
-        made.chmod(0o755)
-        made.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot write --out {out}: {error.strerror}; name another") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+def check_outputs(out: Path | None, result: Path | None) -> None:
+    """Raises InputError unless what is to be written is absent and its directory takes files."""
+    for option, path in (("--out", out), ("--result", result)):
+        if path is not None:
+            check_output(option, path)
 
 
 def main() -> None:
@@ -251,25 +252,51 @@ def main() -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs the command line on these arguments and returns the exit status."""
-    stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     with warnings.catch_warnings():
         warnings.simplefilter("default", NoisescopeWarning)
+        warnings.simplefilter("ignore", DoseWarning)  # said among the diagnosis's notes
         warnings.showwarning = _show_warning(warnings.showwarning, stderr)
         try:
-            result = app(arguments, prog_name="noisescope", standalone_mode=False)
-            return result if isinstance(result, int) else 0
-        except NoisescopeError as error:
-            stderr.print(f"Error: {error}")
-            return 2
-        except _USAGE_ERROR as error:
-            command = getattr(error.ctx, "command_path", "noisescope")
-            said = " ".join(error.format_message().split()).rstrip(".")
-            if said:  # without a command the help has been printed already
-                stderr.print(f"Error: {said}. Try '{command} --help'.")
+            status = app(arguments, prog_name="noisescope", standalone_mode=False) or 0
+        except (NoisescopeError, torch.OutOfMemoryError, _USAGE_ERROR) as error:
+            line = _error_line(error, sys.argv[1:] if arguments is None else arguments)
+            if line:  # without a command the help has been printed already
+                stderr.print(f"Error: {line}")
             return 2
         except (KeyboardInterrupt, typer.Abort):
+            status = _INTERRUPTED
+        if status == _INTERRUPTED:  # the parser turns Ctrl-C inside a command into this status
             stderr.print("Interrupted: nothing was written.")
-            return 130
+        return int(status)
+
+
+def _error_line(error: Exception, words: Sequence[str]) -> str:
+    """Returns what to tell the user, on one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device's memory is full: give a smaller --batch-size, or --dtype bfloat16"
+    if not isinstance(error, _USAGE_ERROR):
+        return " ".join(str(error).splitlines())
+    said = " ".join(error.format_message().split()).removesuffix(".")
+    if not said:
+        return ""
+    value = _given_value(getattr(error, "param", None), words)
+    command = getattr(error.ctx, "command_path", "noisescope")
+    return (
+        f"{said}{'' if value is None else f' (given: {value!r})'}"
+        f"{'' if said.endswith('?') else '.'} Try '{command} --help'."
+    )
+
+
+def _given_value(parameter: Any, words: Sequence[str]) -> str | None:
+    """Returns the value of an option on the command line; the parser's message leaves it out."""
+    for option in getattr(parameter, "opts", ()):
+        for word, following in itertools.pairwise([*words, ""]):
+            if word == option:
+                return following
+            if word.startswith(f"{option}="):
+                return word.removeprefix(f"{option}=")
+    return None
 
 
 def _show_warning(otherwise: Callable[..., Any], console: Console) -> Callable[..., None]:

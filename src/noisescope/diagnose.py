@@ -5,16 +5,15 @@ statistics and pictures are the same for all.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from noisescope.analyse import Summary, Table, Worst, worst_by_accuracy, worst_by_kl
+from noisescope.analyse import Table, worst_by_accuracy, worst_by_kl
 from noisescope.errors import SelectionError
 from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
 from noisescope.inject.probe import list_sites, resolve_operators
 from noisescope.measure import (
     Condition,
-    Measurement,
     Plan,
     Progress,
     layer_windows,
@@ -23,44 +22,10 @@ from noisescope.measure import (
 )
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
+from noisescope.study import Diagnosis
 from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_sample, uses_plain_prompt
 
 _PROBE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """A finished diagnosis.
-
-    Attributes:
-        kind: `layers` or `operators`.
-        loaded: The model.
-        task: The samples.
-        error_model: What was added.
-        plan: Conditions, draws and seed.
-        settings: What was asked, for the report, e.g. window and stride.
-        layers: Layers of each condition; empty where it covers the whole model.
-        measurement: Records and sessions.
-        baseline_accuracy: Of the clean model; NaN where nothing was generated.
-        summaries: One per condition, in order.
-        worst_accuracy: The plan's avalanche point and its doubt.
-        worst_kl: The same by KL.
-        notes: What the user should hear, one line each.
-    """
-
-    kind: str
-    loaded: LoadedModel
-    task: Task
-    error_model: ErrorModel
-    plan: Plan
-    settings: dict[str, Any]
-    layers: dict[str, tuple[int, ...]]
-    measurement: Measurement
-    baseline_accuracy: float
-    summaries: tuple[Summary, ...]
-    worst_accuracy: Worst
-    worst_kl: Worst
-    notes: tuple[str, ...]
 
 
 def diagnose_layers(
@@ -94,6 +59,7 @@ def diagnose_layers(
         InputError: Window, stride, draws or batch size out of range, or a prompt that does not fit.
         SelectionError: An operator that is unknown or that the layers never run.
     """
+    plan = Plan((), draws, seed, batch_size)
     step = window if stride is None else stride
     windows = layer_windows(find_regions(loaded.model).n_layers, window, step)
     records = probe(loaded, task)
@@ -109,7 +75,7 @@ def diagnose_layers(
     )
     settings = {"window_size": window, "stride": step, "operators": list(wanted)}
     layers = {window_name(w): w for w in windows}
-    plan = Plan(conditions, draws, seed, batch_size)
+    plan = replace(plan, conditions=conditions)
     return _diagnose("layers", loaded, task, error_model, plan, settings, layers, progress)
 
 
@@ -126,8 +92,10 @@ def diagnose_operators(
 ) -> Diagnosis:
     """Perturbs one operator at a time, everywhere in the model; then the core operators, and all.
 
-    Arguments and errors are those of `diagnose_layers`.
+    Arguments and errors are those of `diagnose_layers`. The most fragile is looked for among the
+    single operators: the two sets hold them, and would win.
     """
+    plan = Plan((), draws, seed, batch_size)
     records = probe(loaded, task)
     wanted = resolve_operators(operators, records)
     core = tuple(name for name in CORE_OPERATORS if name in wanted)
@@ -139,7 +107,7 @@ def diagnose_operators(
         Condition(name, error_model, make_selection(operators=ops)) for name, ops in sets.items()
     )
     settings = {"operators": list(wanted), "sets": {n: list(ops) for n, ops in sets.items()}}
-    plan = Plan(conditions, draws, seed, batch_size)
+    plan = replace(plan, conditions=conditions)
     return _diagnose("operators", loaded, task, error_model, plan, settings, {}, progress)
 
 
@@ -175,7 +143,8 @@ def _diagnose(
 ) -> Diagnosis:
     measurement = measure(loaded, task, plan, progress)
     table = Table(measurement.records)
-    notes = [*loaded.notes, *task.notes]
+    single = settings["operators"] if kind == "operators" else None
+    notes = [*loaded.notes, *task.notes, *measurement.notes]
     if uses_plain_prompt(task, loaded.tokenizer):
         notes.append(PLAIN_PROMPT_NOTE)
     return Diagnosis(
@@ -189,7 +158,7 @@ def _diagnose(
         measurement=measurement,
         baseline_accuracy=table.baseline_accuracy,
         summaries=tuple(table.summary(name) for name in table.conditions),
-        worst_accuracy=worst_by_accuracy(table),
-        worst_kl=worst_by_kl(table),
+        worst_accuracy=worst_by_accuracy(table, single),
+        worst_kl=worst_by_kl(table, single),
         notes=tuple(notes),
     )

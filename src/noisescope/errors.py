@@ -19,6 +19,10 @@ class SelectionError(NoisescopeError, ValueError):
     """A selection of layers, operators or modules that names nothing, or whose sites never ran."""
 
 
+class DoseError(NoisescopeError, ValueError):
+    """Nothing of the error that was asked for arrived: the result would be the clean model's."""
+
+
 class NoisescopeWarning(UserWarning):
     """Base of every warning of this package."""
 

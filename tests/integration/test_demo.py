@@ -1,4 +1,4 @@
-"""The demo model that the package carries: what is promised of it, and the command that shows it."""
+"""The demo model that the package carries: what is promised of it, and its command."""
 
 import importlib.util
 import json

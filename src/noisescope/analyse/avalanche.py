@@ -5,17 +5,19 @@ from the clean model and from every other condition, family-wise at 5 % by Holm.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from noisescope.analyse.intervals import holm, mcnemar_p, t_test_p
+from noisescope.analyse.intervals import finite_questions, holm, mcnemar_p, t_test_p
 from noisescope.analyse.summary import Table
-from noisescope.measure import CLEAN
+from noisescope.records import CLEAN
 
 LEVEL = 0.05
+_HOPELESS = 0.5  # above it the estimate would be thousands of samples, and worth nothing
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,13 @@ class Worst:
     reason: str
 
 
-def worst_by_accuracy(table: Table) -> Worst:
-    """Finds the plan's avalanche point: the condition with the largest loss of accuracy."""
+def worst_by_accuracy(table: Table, among: Sequence[str] | None = None) -> Worst:
+    """Finds the plan's avalanche point: the condition with the largest loss of accuracy.
+
+    Args:
+        table: What was measured.
+        among: The conditions that compete; None: all.
+    """
     baseline = table.baseline_accuracy
     if math.isnan(baseline):
         return _none("accuracy", "nothing was generated, so there is no accuracy; see the KL")
@@ -49,48 +56,39 @@ def worst_by_accuracy(table: Table) -> Worst:
             "accuracy",
             "the clean model answers no question right, so there is nothing to lose; see the KL",
         )
-    return _worst(table, "accuracy", table.accuracy_drops, table.values(CLEAN, "is_right").shape[1])
-
-
-def worst_by_kl(table: Table) -> Worst:
-    """Finds the condition with the largest KL from the clean model."""
-    samples = table.values(CLEAN, "kl_nats").shape[1]
-    return _worst(table, "kl", lambda name: table.values(name, "kl_nats"), samples)
-
-
-def _worst(
-    table: Table, measure: str, losses: Callable[[str], NDArray[np.float64]], samples: int
-) -> Worst:
-    names = table.conditions
-    means = {name: float(np.nanmean(losses(name))) for name in names if losses(name).size}
-    if not means:
-        return _none(measure, "no condition was measured")
-    worst = max(means, key=lambda name: means[name])
-    if means[worst] <= 0:
-        return Worst(
-            worst,
-            measure,
-            False,
-            math.nan,
-            tuple(names),
-            "no condition did worse than the clean model",
-        )
-    others = [CLEAN, *(name for name in names if name != worst)]
-    p_values = [_compare(losses, worst, other, measure) for other in others]
-    adjusted = holm(p_values)
-    rivals = tuple(o for o, p in zip(others, adjusted, strict=True) if not p < LEVEL)
-    p_value = math.nan if any(map(math.isnan, adjusted)) else max(adjusted)
-    return Worst(
-        worst, measure, not rivals, p_value, rivals, _sentence(worst, rivals, samples, p_value)
+    return _worst(
+        "accuracy", {name: table.accuracy_drops(name) for name in among or table.conditions}
     )
 
 
+def worst_by_kl(table: Table, among: Sequence[str] | None = None) -> Worst:
+    """Finds the condition with the largest KL from the clean model; arguments as above."""
+    names = among or table.conditions
+    return _worst("kl", {name: table.values(name, "kl_nats") for name in names})
+
+
+def _worst(measure: str, losses: Mapping[str, NDArray[np.float64]]) -> Worst:
+    finite = {name: finite_questions(values) for name, values in losses.items()}
+    means = {name: float(values.mean()) for name, values in finite.items() if values.size}
+    if not means:
+        return _none(measure, "there is nothing to compare")
+    worst = max(means, key=lambda name: means[name])
+    if means[worst] <= 0:
+        return _none(measure, "no condition did worse than the clean model")
+    others = [CLEAN, *(name for name in losses if name != worst)]
+    adjusted = holm([_compare(losses, worst, other, measure) for other in others])
+    rivals = tuple(o for o, p in zip(others, adjusted, strict=True) if not p < LEVEL)
+    p_value = math.nan if any(map(math.isnan, adjusted)) else max(adjusted)
+    told = _sentence(worst, rivals, losses[worst].shape, p_value)
+    return Worst(worst, measure, not rivals, p_value, rivals, told)
+
+
 def _compare(
-    losses: Callable[[str], NDArray[np.float64]], worst: str, other: str, measure: str
+    losses: Mapping[str, NDArray[np.float64]], worst: str, other: str, measure: str
 ) -> float:
     """Returns the p that `worst` loses as much as another, on the same samples and draws."""
-    mine = losses(worst)
-    theirs = np.zeros_like(mine) if other == CLEAN else losses(other)
+    mine = losses[worst]
+    theirs = np.zeros_like(mine) if other == CLEAN else losses[other]
     if measure == "accuracy" and mine.shape[0] == 1:
         # A loss of 1, 0 or -1 against the same clean answer: equal differences, so equal pairs.
         difference = mine[0] - theirs[0]
@@ -98,16 +96,37 @@ def _compare(
     return t_test_p(mine - theirs)
 
 
-def _sentence(worst: str, rivals: Sequence[str], samples: int, p_value: float) -> str:
+def _sentence(worst: str, rivals: Sequence[str], shape: tuple[int, ...], p_value: float) -> str:
+    draws, samples = shape
+    data = f"{samples} samples, {'one draw' if draws == 1 else f'{draws} draws'}"
     if not rivals:
-        return f"{worst} loses most, beyond chance (p = {p_value:.2g} by Holm, {samples} samples)"
-    told = "the clean model" if CLEAN in rivals else " or ".join(rivals[:3])
-    more = f" and {len(rivals) - 3} more" if len(rivals) > 3 and CLEAN not in rivals else ""
-    chance = "too few samples for a test" if math.isnan(p_value) else f"p = {p_value:.2g} by Holm"
+        return f"{worst} loses most, beyond chance (p = {p_value:.2g} by Holm, {data})"
+    others = ["the clean model"] if CLEAN in rivals else list(rivals)
+    told = " or ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    chance = "too few for a test" if math.isnan(p_value) else f"p = {p_value:.2g} by Holm"
     return (
-        f"inconclusive: {worst} loses most, but with {samples} samples it cannot be told from "
-        f"{told}{more} ({chance}); use more samples or draws"
+        f"inconclusive: {worst} loses most, but cannot be told from {told} ({chance}, {data}); "
+        f"{_advice(samples, p_value)}"
     )
+
+
+def _advice(samples: int, p_value: float) -> str:
+    needed = samples_needed(samples, p_value)
+    if needed is None:
+        return "use more samples or draws"
+    return f"about {needed} samples would settle it if the difference holds"
+
+
+def samples_needed(samples: int, p_value: float) -> int | None:
+    """Returns how many samples would bring a two-sided p to 5 %; None where nothing is in sight.
+
+    Source: the standard error of a mean goes as 1 / sqrt(N), so N z(0.05)^2 / z(p)^2.
+    """
+    if not p_value < _HOPELESS:
+        return None
+    needed = samples * (stats.norm.isf(LEVEL / 2) / stats.norm.isf(p_value / 2)) ** 2
+    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return int(math.ceil(needed / digits) * digits)
 
 
 def _none(measure: str, reason: str) -> Worst:

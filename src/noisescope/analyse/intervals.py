@@ -43,7 +43,7 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
     """Returns the mean of K draws x N questions with a t interval that counts both.
 
     Args:
-        values_KN: Paired differences, draw by question; NaN entries drop their question.
+        values_KN: Paired differences, draw by question; what is not finite drops its question.
         confidence: Of the two-sided interval.
 
     Returns:
@@ -51,8 +51,7 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
 
     Source: two-way random effects without replication; degrees of freedom by Satterthwaite 1946.
     """
-    values = np.asarray(values_KN, dtype=np.float64)
-    values = values[:, ~np.isnan(values).any(axis=0)]
+    values = finite_questions(values_KN)
     K, N = values.shape
     if N == 0:
         return Interval(math.nan, math.nan, math.nan, math.nan, K > 1)
@@ -62,6 +61,13 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
     variance, degrees = _variance_of_mean(values)
     half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, degrees, K > 1)
+
+
+def finite_questions(values_KN: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the columns whose every entry is finite."""
+    values = np.asarray(values_KN, dtype=np.float64)
+    kept: NDArray[np.float64] = values[:, np.isfinite(values).all(axis=0)]
+    return kept
 
 
 def _variance_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -85,19 +91,19 @@ def _variance_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
 def t_test_p(values_KN: NDArray[np.float64]) -> float:
     """Returns the two-sided p of a mean of zero; NaN for N < 2, 1 where nothing differs at all.
 
-    Where every difference is the same non-zero number there is no variance to judge by, and NaN is
-    the answer.
+    Where every difference is the same non-zero number there is no variance to judge by, and the
+    exact sign test over questions stands in: 2^(1 - N).
     """
-    values = np.asarray(values_KN, dtype=np.float64)
-    values = values[:, ~np.isnan(values).any(axis=0)]
+    values = finite_questions(values_KN)
     if values.shape[1] < 2:
         return math.nan
     if not values.any():
         return 1.0
+    if np.ptp(values) == 0:
+        return math.ldexp(2.0, -values.shape[1])
     variance, degrees = _variance_of_mean(values)
-    if variance == 0:
-        return math.nan
-    return float(2 * stats.t.sf(abs(values.mean()) / math.sqrt(variance), degrees))
+    t = abs(float(values.mean())) / math.sqrt(variance)
+    return float(2 * stats.t.sf(t, degrees))
 
 
 def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.analyse.intervals import Interval, crossed_interval
-from noisescope.measure import CLEAN, Record
+from noisescope.records import CLEAN, Record
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ class Table:
         return [name for name in self._by_condition if name != CLEAN]
 
     def values(self, condition: str, field: str) -> NDArray[np.float64]:
-        """Returns a field as [K, N]; None becomes NaN, truth values become 0 and 1."""
+        """Returns a field as [K, N]; None and infinities become NaN, truth values 0 and 1."""
         draws = self._by_condition[condition]
-        rows = [
-            [math.nan if getattr(r, field) is None else float(getattr(r, field)) for r in draws[k]]
-            for k in sorted(draws)
-        ]
-        return np.array(rows, dtype=np.float64)
+        rows = [[getattr(r, field) for r in draws[k]] for k in sorted(draws)]
+        values = np.array(rows, dtype=np.float64)  # None becomes NaN
+        return np.where(np.isfinite(values), values, np.nan)
 
     @property
     def baseline_accuracy(self) -> float:

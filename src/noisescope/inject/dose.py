@@ -32,8 +32,12 @@ class Dose:
         """True where under half of what was asked arrived, by norm or by share of elements."""
         if not self.elements or not self.asked_relative_l2 > 0:
             return False
-        is_weak = self.relative_l2 < 0.5 * self.asked_relative_l2
-        return is_weak or self.share_changed < 0.5 * self.asked_share
+        return self.is_norm_half_lost or self.share_changed < 0.5 * self.asked_share
+
+    @property
+    def is_norm_half_lost(self) -> bool:
+        """The same by norm alone: stochastic rounding changes few elements, and those by more."""
+        return self.elements > 0 and self.relative_l2 < 0.5 * self.asked_relative_l2
 
     def __str__(self) -> str:
         return (
@@ -75,6 +79,7 @@ class SiteRecord:
         rows: How rows found their address: `token` (sample and position known), `sample` (sample
             known), `row` (neither: noise there depends on how the batch was put together).
         is_fused: Seen only inside a fused kernel that was left whole.
+        pending: Inputs of the call that runs now whose gradients get error of scale 0.
     """
 
     site: Site
@@ -84,15 +89,16 @@ class SiteRecord:
     backward: int = 0
     rows: str = "token"
     is_fused: bool = False
+    pending: int = field(default=0, repr=False)
     tallies: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def add(self, phase: str, tally: Tensor) -> None:
         """Adds a tally without reading it: no host synchronisation."""
         held = self.tallies.get(phase)
-        if held is None:
-            self.tallies[phase] = tally.clone()
-        else:
-            held += tally.to(held.device, non_blocking=True)
+        # Not in place: a tally of inference mode may not be changed outside it.
+        self.tallies[phase] = (
+            tally if held is None else held + tally.to(held.device, non_blocking=True)
+        )
 
     def dose(self, phase: str = "forward") -> Dose:
         """Returns the dose of one phase."""

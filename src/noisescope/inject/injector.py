@@ -4,13 +4,22 @@ It does not know how the place was found: a session's tracker tells it, or the g
 `noisy_ops`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisescope.inject import attention
+from noisescope.inject.calls import (
+    Arguments,
+    Function,
+    Layouts,
+    layouts_of,
+    out_of_place,
+    softmax_dim,
+    write,
+)
 from noisescope.inject.dose import SiteRecord
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import (
@@ -24,11 +33,6 @@ from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.sites import Site
 from noisescope.inject.tracker import Place, is_recomputing
 from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
-
-Function = Callable[..., Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-# Of the output ("output") and of the inputs by number, where the last axis does not hold channels.
-Layouts = Mapping[Any, Layout]
 
 
 class Injector:
@@ -66,6 +70,7 @@ class Injector:
         if record is None:
             site = Site(*key)
             record = self.records[key] = SiteRecord(site, self.includes(site), is_fused=is_fused)
+        record.pending = 0
         if not is_recomputing():
             record.seen += 1
         return record
@@ -79,13 +84,13 @@ class Injector:
         record = self.see(place, spelling.operator)
         if not record.is_selected:
             return function(*args, **kwargs)
-        function, args, kwargs, target = _out_of_place(spelling, function, args, dict(kwargs))
-        layouts = _layouts(record.site, args, kwargs, place.rows)
+        function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
+        layouts = layouts_of(record.site, args, kwargs, place.rows)
         args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), layouts)
         result = self.perturb_output(
-            record, place.rows, function(*args, **kwargs), layouts, _dim(args, kwargs)
+            record, place.rows, function(*args, **kwargs), layouts, softmax_dim(args, kwargs)
         )
-        return result if target is None else _write(target, result)
+        return result if target is None else write(target, result)
 
     def run_attention(
         self, place: Place, function: Function, args: Any, kwargs: dict[str, Any]
@@ -119,20 +124,28 @@ class Injector:
 
         Their injections are counted as if it had been taken apart, on both ways.
         """
-        none = torch.zeros(len(TALLY_FIELDS), dtype=torch.float64, device=output.device)
-        chosen = [r for r in records if r.is_selected]
         for record in records:
             record.is_fused = True
-        if "forward" in self.phases:
-            for record in chosen:
-                self.note(record, "forward", none)
-        if not chosen or "backward" not in self.phases or not output.requires_grad:
+            if record.is_selected:
+                record.pending = 1 if record.site.operator == "softmax" else 2
+                if "forward" in self.phases:
+                    self.note(record, "forward", _no_tally(output))
+        return self._count_on_the_way_back(records, output)
+
+    def _count_on_the_way_back(self, records: list[SiteRecord], output: Tensor) -> Tensor:
+        """Counts the gradients of pending inputs when the output's gradient arrives.
+
+        Error of scale 0 is not put on the inputs themselves: one more node there would add up
+        gradients in another order, and they would not be the clean ones to the last bit.
+        """
+        counted = [(r, r.pending) for r in records if r.pending]
+        if not counted or "backward" not in self.phases or not output.requires_grad:
             return output
 
         def pass_on(gradient: Tensor) -> Tensor:
-            for record in chosen:
-                for _ in range(1 if record.site.operator == "softmax" else 2):
-                    self.note(record, "backward", none)
+            for record, inputs in counted:
+                for _ in range(inputs):
+                    self.note(record, "backward", _no_tally(gradient))
             return gradient
 
         return with_noisy_gradient(output, pass_on)
@@ -169,6 +182,9 @@ class Injector:
         layout: Layout = "channels",
     ) -> Tensor:
         """Puts the identity on one input, the operator's n-th tensor."""
+        if self.error_model.is_null:
+            record.pending += 1
+            return value
         word = record.site.gradient_word(n)
         is_parameter = isinstance(value, nn.Parameter)
 
@@ -191,17 +207,20 @@ class Injector:
         if isinstance(output, tuple) and output:
             first = self.perturb_output(record, rows, output[0], layouts, dim)
             return (first, *output[1:])
-        if "forward" not in self.phases or not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
-        if not output.is_floating_point():
-            return output
+        if "forward" not in self.phases:
+            return self._count_on_the_way_back([record], output)
 
         def address(value: Tensor) -> Address:
             layout = layouts.get("output", "channels")
             return self._address(record, rows, value, record.site.word, layout, "forward")
 
-        softmax_dim = dim if record.site.operator == "softmax" else None
-        return add_error(output, self._perturber(record, "forward", address, softmax_dim))
+        if record.site.region == "embed" and not self.error_model.is_null:
+            output = _for_every_sample(output, rows)
+        renormalised = dim if record.site.operator == "softmax" else None
+        noisy = add_error(output, self._perturber(record, "forward", address, renormalised))
+        return self._count_on_the_way_back([record], noisy)
 
     # Perturbing.
 
@@ -226,7 +245,7 @@ class Injector:
         record: SiteRecord,
         phase: str,
         address: Callable[[Tensor], Address],
-        softmax_dim: int | None = None,
+        renormalised: int | None = None,
     ) -> TensorMap:
         error_model = self.error_model
 
@@ -234,9 +253,9 @@ class Injector:
             if value.is_sparse:
                 return value  # the gradient of a sparse embedding has no rows to address
             value = value.detach()
-            if softmax_dim is not None and not error_model.is_null:
+            if renormalised is not None and not error_model.is_null:
                 noisy, counted = perturb_probabilities(
-                    error_model, value, address(value), softmax_dim
+                    error_model, value, address(value), renormalised
                 )
             else:
                 noisy, counted = perturb_rows(error_model, value, address(value))
@@ -257,71 +276,17 @@ class Injector:
         record.add(phase, counted)
 
 
-# The shape of a call.
+def _for_every_sample(output: Tensor, rows: Rows | None) -> Tensor:
+    """Repeats [1, T, D], a table of positions read once for the batch, as [B, T, D].
 
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, (tuple, list)) else []
-
-
-def _layouts(site: Site, args: Any, kwargs: dict[str, Any], rows: Rows | None) -> Layouts:
-    """Tells where the last axis of a call's output and inputs runs over keys.
-
-    Scores and probabilities do. Of the products in an attention module every first one makes scores
-    [.., T, D] x [.., D, S], and every second one context [.., T, S] x [.., S, D]: the order of the
-    calls tells, as the shapes do not where T, D and S are equal.
+    What is added to the embeddings of every sample then has an error for every sample, as it has
+    where samples run alone.
     """
-    shapes = [t.shape for t in _tensors((args, kwargs))]
-    if rows is None or rows.is_mixed or not shapes:
-        return {}
-    if site.operator == "softmax":
-        is_attention = len(shapes[0]) >= 4 or (
-            len(shapes[0]) == 3 and shapes[0][0] != rows.sample_BT.shape[0]
-        )
-        return {"output": "keys", 0: "keys"} if is_attention else {}
-    if site.operator not in ("matmul", "bmm") or len(shapes) < 2:
-        return {}
-    if min(len(shapes[-2]), len(shapes[-1])) < 3:
-        return {}
-    left, right = len(shapes) - 2, len(shapes) - 1
-    if site.index % 2:
-        return {left: "keys"}
-    is_einsum = bool(args) and isinstance(args[0], str)  # its keys need no transposing
-    return {"output": "keys"} if is_einsum else {"output": "keys", right: "transposed"}
+    if rows is None or output.dim() != 3 or output.shape[0] != 1:
+        return output
+    B, T = rows.sample_BT.shape
+    return output.expand(B, -1, -1) if output.shape[1] == T else output
 
 
-def _dim(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Returns the axis that a softmax runs over."""
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-    return dim if isinstance(dim, int) else -1
-
-
-def _out_of_place(
-    spelling: Spelling, function: Function, args: Any, kwargs: dict[str, Any]
-) -> tuple[Function, Any, dict[str, Any], Tensor | None]:
-    """Turns a call that writes into a tensor into one that does not, and names that tensor.
-
-    The clean result would otherwise overwrite what the backward pass has saved.
-    """
-    if spelling.functional is not None:
-        return spelling.functional, args, kwargs, _first(args, kwargs)
-    if kwargs.get("inplace") is True:
-        return function, args, kwargs | {"inplace": False}, _first(args, kwargs)
-    if spelling.operator in ("relu", "silu") and len(args) > 1 and args[1] is True:
-        return function, (args[0], False), kwargs, args[0]
-    target = kwargs.pop("out", None)
-    return function, args, kwargs, target
-
-
-def _first(args: Any, kwargs: dict[str, Any]) -> Tensor:
-    return _tensors((args, kwargs))[0]
-
-
-def _write(target: Tensor, result: Tensor) -> Tensor:
-    if target.shape != result.shape:
-        target.resize_(result.shape)
-    return target.copy_(result)
+def _no_tally(like: Tensor) -> Tensor:
+    return torch.zeros(len(TALLY_FIELDS), dtype=torch.float64, device=like.device)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
@@ -14,6 +14,7 @@ from torch.overrides import (
     _push_mode,
 )
 
+from noisescope.inject.dose import SiteRecord
 from noisescope.inject.injector import Injector
 from noisescope.inject.operators import is_fused_attention, spelling_of
 from noisescope.inject.tracker import Place
@@ -60,14 +61,21 @@ class OperatorMode(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return args
         return tuple(
-            self.injector.wrap_input(record, place.rows, a, place.parameter_index(a))
+            self._wrapped(place, record, a)
             if isinstance(a, nn.Parameter) and a.requires_grad
             else a
             for a in args
         )
 
+    def _wrapped(self, place: Place, record: SiteRecord, parameter: nn.Parameter) -> Tensor:
+        known = len(place.parameters)
+        number = place.parameter_index(parameter)
+        if self.injector.error_model.is_null and len(place.parameters) == known:
+            return parameter  # counted already: `weight.float()` may give back the weight itself
+        return self.injector.wrap_input(record, place.rows, parameter, number)
 
-def _opened(function: FunctionType) -> Callable[..., Any]:
+
+def _opened(function: Any) -> Callable[..., Any]:
     """Returns a copy of a composite function that does not offer itself to modes as a whole.
 
     What it calls then meets the modes one by one. Nothing is patched: the copy has its own globals.

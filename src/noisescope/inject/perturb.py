@@ -69,10 +69,9 @@ def perturb_rows(error_model: ErrorModel, clean: Tensor, at: Address) -> tuple[T
     """
     flat_RD = clean.reshape(len(at), clean.numel() // max(1, len(at)))
     noisy_RD, counted = error_model.perturb(flat_RD, at)
-    noisy = noisy_RD.reshape(clean.shape)
-    if noisy_RD is flat_RD or noisy.stride() != clean.stride():
-        noisy = torch.empty_like(clean).copy_(noisy)
-    return noisy, counted
+    if noisy_RD is flat_RD:
+        return clean.clone(), counted
+    return _shaped_like(clean, noisy_RD), counted
 
 
 def perturb_probabilities(
@@ -81,8 +80,8 @@ def perturb_probabilities(
     """Perturbs the output of a softmax and makes it a distribution again.
 
     The error is added in float32, entries are clamped at 0 and divided by their sum, and the result
-    is rounded once. An entry that is exactly 0 (a masked key) stays 0, so error never lets a row see
-    what was masked; a row whose every entry was clamped away keeps its clean values.
+    is rounded once. An entry that is exactly 0 (a masked key) stays 0, so error never lets a row
+    see what was masked; a row whose every entry was clamped away keeps its clean values.
 
     Args:
         error_model: What is added.
@@ -108,7 +107,14 @@ def perturb_probabilities(
         error_model.rounding,
         lambda: random_words(at, flat_RD.shape[1], stream=1),
     )
-    noisy = rounded_RD.reshape(clean.shape)
-    if noisy.stride() != clean.stride():
-        noisy = torch.empty_like(clean).copy_(noisy)
+    noisy = _shaped_like(clean, rounded_RD)
     return noisy, tally(clean, noisy, asked - wide)
+
+
+def _shaped_like(clean: Tensor, noisy_RD: Tensor) -> Tensor:
+    """Gives noisy rows the shape and the strides of the clean tensor."""
+    # No view: models add to outputs in place, which autograd forbids on views from our function.
+    noisy: Tensor = torch.ops.aten._unsafe_view(noisy_RD, list(clean.shape))
+    if noisy.stride() == clean.stride():
+        return noisy
+    return torch.empty_like(clean).copy_(noisy)

@@ -57,6 +57,7 @@ class Rows:
             padding.
         keys: Keys in the cache and this pass together.
         is_named: Whether the words name samples; otherwise they only number the batch's rows.
+        kept: int64 indices of the tokens that the head computes, where they are not the last ones.
         is_mixed: Rows of this place lost their token (experts of a mixture); shapes that look like
             tokens are not.
     """
@@ -68,6 +69,7 @@ class Rows:
     first_key_B: Tensor
     keys: int
     is_named: bool = True
+    kept: Tensor | None = None
     is_mixed: bool = False
     _maps: dict[object, RowMap] = field(default_factory=dict, repr=False, compare=False)
 
@@ -105,10 +107,11 @@ class Rows:
         return self._at(found, site), found.kind if self.is_named else "row"
 
     def parameter_address(self, value: Tensor, site: int) -> Address:
-        """Returns the addresses for a parameter's gradient: no sample; the row is its own index."""
-        index_R = torch.arange(_count_rows(value.shape), device=value.device)
-        none_R = torch.zeros_like(index_R)
-        return self._at(RowMap("row", torch.full_like(index_R, _WORD), index_R, none_R), site)
+        """Returns the addresses for a parameter's gradient: the row is its own index.
+
+        It is a sum over the pass, so the pass stands for the sample.
+        """
+        return self._at(self._map_pass(_count_rows(value.shape), value.device), site)
 
     def _at(self, rows: RowMap, site: int) -> Address:
         return Address(self.seed, self.draw, site, rows.sample_R, rows.position_R, rows.channel_R)
@@ -121,16 +124,20 @@ class Rows:
         if heads is not None:
             return self._map_tokens(shape[-1], *heads, is_keys, device)
         rows = _count_rows(shape)
+        if self.is_mixed or len(shape) < 2 or shape[0] != B or not rows:
+            return self._map_pass(rows, device)
+        # The token is unknown, but what the sample holds so far still tells one pass from another:
+        # else every decoding step would meet the same noise.
+        sample_B = mix(self.sample_BT[:, -1], self.position_BT[:, -1])
+        sample_R = sample_B[:, None].expand(B, rows // B).reshape(-1).to(device)
+        index_R = torch.arange(rows // B, device=device).repeat(B)
+        return RowMap("sample", sample_R, index_R, torch.zeros_like(index_R))
+
+    def _map_pass(self, rows: int, device: torch.device) -> RowMap:
+        """Returns rows of which nothing is known but the pass, told by all its tokens."""
         index_R = torch.arange(rows, device=device)
-        none_R = torch.zeros_like(index_R)
-        # The token is unknown, but what the sample (or the batch) holds so far still tells one
-        # pass from another: else every decoding step would meet the same noise.
-        so_far_BT = mix(self.sample_BT, self.position_BT)
-        if len(shape) > 1 and shape[0] == B and B > 0 and not self.is_mixed:
-            sample_R = so_far_BT[:, -1:].expand(B, rows // B).reshape(-1).to(device)
-            return RowMap("sample", sample_R, index_R % max(1, rows // B), none_R)
-        sample_R = (so_far_BT.sum() & _WORD).to(device).expand(rows)
-        return RowMap("row", sample_R, index_R, none_R)
+        word = mix(self.sample_BT, self.position_BT).sum() & _WORD
+        return RowMap("row", word.to(device).expand(rows), index_R, torch.zeros_like(index_R))
 
     def _map_tokens(
         self,
@@ -142,10 +149,13 @@ class Rows:
         device: torch.device,
     ) -> RowMap:
         channel_BH = self._first_channels(channels, H, is_keys)
+        sample_BT, position_BT = self.sample_BT, self.position_BT
+        if tokens < sample_BT.shape[1]:
+            last = slice(-tokens, None)
+            kept = last if self.kept is None or len(self.kept) != tokens else self.kept
+            sample_BT, position_BT = sample_BT[:, kept], position_BT[:, kept]
         each = torch.broadcast_tensors(
-            self.sample_BT[:, None, -tokens:],
-            self.position_BT[:, None, -tokens:],
-            channel_BH[:, :, None],
+            sample_BT[:, None], position_BT[:, None], channel_BH[:, :, None]
         )
         if not is_head_axis_first:
             each = tuple(t.transpose(1, 2) for t in each)
@@ -186,8 +196,8 @@ def _find_heads(
 ) -> tuple[int, int, bool] | None:
     """Recognises a layout: (tokens, heads, whether heads come before tokens), or None.
 
-    A head region computes the last tokens only, so fewer tokens than T are the last ones. A decode
-    step of one token may fold grouped heads into the token axis; every such row is that one token.
+    A head may compute some tokens only, the last ones unless `Rows.kept` tells. A decode step of
+    one token may fold grouped heads into the token axis; every such row is that one token.
     """
     middle = tuple(shape[1:-1])
     if B == 0 or len(shape) < 2 or shape[:-1].numel() == 0:

@@ -95,23 +95,26 @@ def check_attention(selection: Selection, model: nn.Module, prefixes: Sequence[s
 
     Fused attention of PyTorch is taken apart; flash and flex kernels cannot be.
     """
-    kernels = {
-        str(getattr(getattr(m, "config", None), "_attn_implementation", None))
-        for m in model.modules()
-    }
-    opaque = sorted(k for k in kernels if "flash" in k or "flex" in k)
-    if not opaque:
-        return
     for name, module in model.named_modules():
-        is_attention = type(module).__name__.endswith(("Attention", "Attention2"))
+        kernel = _attention_kernel(module, model)
+        if not kernel or not any(is_inside(name, p) for p in prefixes):
+            continue
         for operator in ("matmul", "softmax"):
-            if is_attention and any(is_inside(name, p) for p in prefixes):
-                if selection.includes(Site("", name, operator, 0)):
-                    raise SelectionError(
-                        f"{operator} is selected in {name}, but attention runs as {opaque[0]!r}, "
-                        "which shows no operators: load the model with "
-                        "attn_implementation='sdpa', or select other operators."
-                    )
+            if selection.includes(Site("", name, operator, 0)):
+                raise SelectionError(
+                    f"{operator} is selected in {name}, but attention runs as {kernel!r}, "
+                    "which shows no operators: load the model with "
+                    "attn_implementation='sdpa', or select other operators."
+                )
+
+
+def _attention_kernel(module: nn.Module, model: nn.Module) -> str:
+    """Returns the name of the kernel of an attention module that shows no operators, else ''."""
+    if "Attention" not in type(module).__name__:
+        return ""
+    config = getattr(module, "config", None) or getattr(model, "config", None)
+    kernel = str(getattr(config, "_attn_implementation", ""))
+    return kernel if "flash" in kernel or "flex" in kernel else ""
 
 
 def matches(pattern: str, module: str) -> bool:

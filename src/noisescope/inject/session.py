@@ -94,8 +94,8 @@ class Session:
     def name_samples(self, names: Sequence[str | int] | None) -> None:
         """Names the sample of each row of the coming forward passes; None: by their own tokens.
 
-        Under beam search name them, the same name for every beam of a sample: beams are reordered
-        inside the cache, where their own tokens cannot be followed.
+        Under beam search name them, the same name for every beam of a sample: their own tokens
+        cannot be followed where beams are reordered inside the cache, and coverage says `row`.
         """
         self._reader.names = check_names(names)
 
@@ -168,7 +168,8 @@ class Session:
         check_fired(self.selection, self.region_names, self.records)
         for phase in self.selection.phases:
             dose = self.dose(phase)
-            if dose.is_half_lost:
+            is_stochastic = self.error_model.rounding == "stochastic"
+            if dose.is_norm_half_lost if is_stochastic else dose.is_half_lost:
                 warnings.warn(
                     f"under half of the {phase} noise arrived ({dose}): rounding erased it. "
                     'Use a larger scale, float32, or rounding="stochastic".',

@@ -7,7 +7,7 @@ text.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,10 +23,11 @@ _WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The hash of every row's tokens so far, and how many columns they are."""
+    """The hash of every row's tokens so far, how many columns they are, and where its keys lie."""
 
     word_B: Tensor
     length: int
+    keys_at: int | None = None
 
 
 @dataclass
@@ -64,7 +65,7 @@ class TokenReader:
         cache = given.get("past_key_values")
         past = _past_length(cache, mask_BS, T)
         if mask_BS is None:
-            present_BT = torch.ones(B, T, dtype=torch.int64, device=tokens.device)
+            present_BT = _present(given, B, T, past, tokens.device)
             position_BT = _positions(given, B, T, past, tokens.device)
             first_key_B = position_BT[:, -1] - (past + T - 1)
         else:
@@ -73,7 +74,17 @@ class TokenReader:
             position_BT = (counted_BS[:, -T:] - 1).clamp_min(0)
             first_key_B = -(counted_BS == 0).sum(dim=1)
         sample_BT, is_named = self._samples(tokens, present_BT, position_BT, past, cache)
-        return Rows(self.seed, self.draw, sample_BT, position_BT, first_key_B, past + T, is_named)
+        kept = given.get("logits_to_keep")
+        return Rows(
+            self.seed,
+            self.draw,
+            sample_BT,
+            position_BT,
+            first_key_B,
+            keys=past + T,
+            is_named=is_named,
+            kept=kept if isinstance(kept, Tensor) and kept.dim() == 1 else None,
+        )
 
     def note_output(self, output: Any) -> None:
         """Remembers the text in a cache that a call has made, from its output."""
@@ -100,7 +111,7 @@ class TokenReader:
         prefix_BT = (mix(tokens, position_BT) * present_BT).cumsum(dim=1) & _WORD
         is_whole = past == 0
         if past:
-            held = self._by_cache.get(cache) if _is_cache(cache) else self._latest
+            held = self._prefix_in(cache) if _is_cache(cache) else self._latest
             if held is not None and held.length == past and held.word_B.shape[0] == B:
                 prefix_BT = (prefix_BT + held.word_B[:, None].to(prefix_BT.device)) & _WORD
                 is_whole = True
@@ -114,7 +125,12 @@ class TokenReader:
         if self._latest is None:
             self._by_cache.pop(cache, None)
         else:
-            self._by_cache[cache] = self._latest
+            self._by_cache[cache] = replace(self._latest, keys_at=_keys_at(cache))
+
+    def _prefix_in(self, cache: Any) -> _Prefix | None:
+        """Returns what a cache holds, or None where it was changed since, as by a beam search."""
+        held = self._by_cache.get(cache)
+        return held if held is not None and held.keys_at == _keys_at(cache) else None
 
 
 def sample_word(name: str | int) -> int:
@@ -135,6 +151,12 @@ def check_names(names: Sequence[str | int] | None) -> tuple[str | int, ...] | No
 
 def _is_cache(value: Any) -> bool:
     return hasattr(value, "get_seq_length")
+
+
+def _keys_at(cache: Any) -> int | None:
+    """Returns where the first layer's keys lie: reordering or cropping a cache moves them."""
+    keys = getattr(next(iter(getattr(cache, "layers", ())), None), "keys", None)
+    return keys.data_ptr() if isinstance(keys, Tensor) else None
 
 
 def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +191,16 @@ def _past_length(cache: Any, mask_BS: Tensor | None, T: int) -> int:
     if mask_BS is not None:
         return max(0, mask_BS.shape[1] - T)
     return int(cache.get_seq_length()) if _is_cache(cache) else 0
+
+
+def _present(given: Mapping[str, Any], B: int, T: int, past: int, device: torch.device) -> Tensor:
+    """Returns which tokens are no padding, as far as a mask [B, 1, T, S] tells: int64 [B, T]."""
+    for name in ("attention_mask", "full_attention", "sliding_attention"):
+        mask = given.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] >= past + T:
+            allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            return allowed[:, 0].any(dim=1)[:, past : past + T].to(torch.int64).expand(B, T)
+    return torch.ones(B, T, dtype=torch.int64, device=device)
 
 
 def _positions(given: Mapping[str, Any], B: int, T: int, past: int, device: torch.device) -> Tensor:

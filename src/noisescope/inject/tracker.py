@@ -101,6 +101,8 @@ class Tracker:
         self._is_attached = False
         self._running: list[nn.Module] = []  # roots, outermost first
         self._calls: dict[str, Calls] = {}
+        self._first_inside: dict[str, str] = {}
+        self._second_runs: dict[str, tuple[Rows | None, Calls]] = {}
         self._held: OrderedDict[tuple[str, int], tuple[Rows, Calls]] = OrderedDict()
 
     @property
@@ -172,8 +174,13 @@ class Tracker:
             return None
         above = self.place
         if above is not None and above.region == region:
+            self._first_inside.setdefault(region, name)
             return Place(region, name, above.rows, above.calls)
-        return Place(region, name, *self._pass_of(region, args, kwargs)) if is_entry else None
+        if is_entry:
+            return Place(region, name, *self._pass_of(region, args, kwargs))
+        if above is None and is_recomputing():
+            return Place(region, name, *self._second_run_of(region, name, args, kwargs))
+        return None
 
     def _enter_root(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._is_attached or is_recomputing():
@@ -215,6 +222,18 @@ class Tracker:
                 self._held.popitem(last=False)
         return self.rows, calls
 
+    def _second_run_of(
+        self, region: str, name: str, args: Any, kwargs: Any
+    ) -> tuple[Rows | None, Calls]:
+        """Returns rows and counts where a checkpoint runs a region again past its own hooks.
+
+        Transformers checkpoints a layer's `forward` and not its call. The first module inside then
+        begins the second run: it is given the layer's own input, by which the pass is known.
+        """
+        if region not in self._second_runs or name == self._first_inside.get(region):
+            self._second_runs[region] = self._pass_of(region, args, kwargs)
+        return self._second_runs[region]
+
     def _abandon(self) -> None:
         """Ends a pass that an interrupt broke off without calling the hooks on its way."""
         if self.places:
@@ -226,6 +245,7 @@ class Tracker:
         """Forgets every place, after an interrupt that no hook saw."""
         self.places.clear()
         self._running.clear()
+        self._second_runs.clear()
         self._held.clear()
 
 

@@ -8,12 +8,14 @@ from noisescope.measure.conditions import (
 )
 from noisescope.measure.generate import greedy_answers
 from noisescope.measure.metrics import TokenMetrics, token_metrics
-from noisescope.measure.records import CLEAN, Record
-from noisescope.measure.run import Measurement, Plan, Progress, measure
+from noisescope.measure.plan import LARGEST_SEED, Measurement, Plan, Progress
+from noisescope.measure.run import measure
 from noisescope.measure.score import Score, answer_logits, make_sequences, score_rows
+from noisescope.records import CLEAN, Record
 
 __all__ = [
     "CLEAN",
+    "LARGEST_SEED",
     "Condition",
     "Measurement",
     "Plan",

@@ -1,50 +1,84 @@
-"""Greedy answers, batched over samples, by transformers' own generation."""
+"""Greedy answers, batched over samples, by transformers' own generation.
 
-from collections.abc import Sequence
+What a model's directory says about generation (a temperature, penalties, suppressed tokens) is put
+aside, except for its end tokens: answers are to differ by the noise alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-# Said in full: what is left out would be taken from the model's own defaults, and a repetition
-# penalty or a temperature there would make the answers of another kind.
-_PLAIN_GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "use_cache": True,
-}
-
 
 def greedy_answers(
-    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, context_length: int | None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    context_length: int | None,
+    before_rows: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Returns the greedy continuation of each prompt, up to and with its end token.
+
+    An answer depends on its own prompt alone: where the context ends, each fills what its prompt
+    leaves of it, and its last token may lie one beyond.
 
     Args:
         model: A causal language model; it runs where it lies, in whatever session is open.
         prompts: Token ids; they are padded on the left.
-        max_new_tokens: The most tokens to generate; fewer where the context ends sooner.
+        max_new_tokens: The most tokens to generate.
         context_length: The most positions the model takes; None: not limited.
+        before_rows: Told which prompts are the rows of the coming forward passes.
     """
-    ids_BT, mask_BT = pad_left(prompts, model.device)
-    longest = ids_BT.shape[1]
-    room = max_new_tokens if context_length is None else context_length - longest + 1
     ends = _end_tokens(model)
-    config = GenerationConfig(
-        **_PLAIN_GREEDY,
-        max_new_tokens=max(1, min(max_new_tokens, room)),
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=min(ends, default=0),
-    )
-    with torch.no_grad():
-        out_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config)
-    return [_until_end(row[longest:].tolist(), ends) for row in out_BT]
+    answers: list[list[int]] = [[] for _ in prompts]
+
+    def room(row: int) -> int:
+        left = max_new_tokens - len(answers[row])
+        if context_length is None:
+            return left
+        return min(left, context_length + 1 - len(prompts[row]) - len(answers[row]))
+
+    rows = [row for row in range(len(prompts)) if room(row) > 0]
+    # The longest prompt reaches the end of the context first; the others go on without it.
+    while rows:
+        if before_rows is not None:
+            before_rows(rows)
+        texts = [[*prompts[row], *answers[row]] for row in rows]
+        for row, new in zip(rows, _generate(model, texts, min(map(room, rows)), ends), strict=True):
+            answers[row] += new
+        rows = [row for row in rows if room(row) > 0 and answers[row][-1] not in ends]
+    return answers
+
+
+def _generate(
+    model: Any, texts: Sequence[Sequence[int]], count: int, ends: set[int]
+) -> list[list[int]]:
+    """Returns up to `count` new tokens per text."""
+    ids_BT, mask_BT = pad_left(texts, model.device)
+    with torch.no_grad(), _without_defaults(model):
+        out_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),
+        )
+    return [_until_end(row[ids_BT.shape[1] :].tolist(), ends) for row in out_BT]
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Puts the model's own defaults aside: `generate` takes from them what it is not told."""
+    held = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = held
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,9 @@ class TokenMetrics:
         nll_change_nats: Noisy minus clean negative log-likelihood of the label; lower is better.
         clean_nll_nats: Clean negative log-likelihood of the label.
         is_top1_same: 1 where the most likely token is unchanged, else 0; higher is better.
+
+    KL and NLL are infinite where noise took all probability from a token, and NaN where a logit
+    is NaN.
     """
 
     kl_nats: Tensor
@@ -63,4 +66,6 @@ def _slice_metrics(
     clean_nll_N = -log_p_NV.gather(1, label_N1)[:, 0]
     noisy_nll_N = -log_q_NV.gather(1, label_N1)[:, 0]
     same_N = (clean_NV.argmax(dim=-1) == noisy_NV.argmax(dim=-1)).double()
-    return terms_NV.sum(dim=-1), noisy_nll_N - clean_nll_N, clean_nll_N, same_N
+    # Rounding may leave -1e-17 of what is never negative.
+    kl_N = terms_NV.sum(dim=-1).clamp_min(0.0)
+    return kl_N, noisy_nll_N - clean_nll_N, clean_nll_N, same_N

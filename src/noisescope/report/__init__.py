@@ -1,22 +1,20 @@
-"""What people look at: the terminal, the heatmap and the result file."""
+"""What people look at: the heatmap and the result file; the terminal is `report.terminal`.
+
+The terminal is not imported here: it needs rich, which draws random numbers when imported, and
+importing noisescope is to change nothing.
+"""
 
 from noisescope.report.heatmap import draw_heatmap
+from noisescope.report.output import check_output, fresh_directory, write_directory
 from noisescope.report.result import result_of, versions, write_records, write_result
-from noisescope.report.terminal import (
-    print_coverage,
-    print_diagnosis,
-    print_sites,
-    progress_bar,
-)
 
 __all__ = [
+    "check_output",
     "draw_heatmap",
-    "print_coverage",
-    "print_diagnosis",
-    "print_sites",
-    "progress_bar",
+    "fresh_directory",
     "result_of",
     "versions",
+    "write_directory",
     "write_records",
     "write_result",
 ]

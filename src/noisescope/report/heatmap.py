@@ -1,82 +1,141 @@
-"""The picture: what each condition did, by every measure, as one heatmap in a PNG."""
+"""The picture: above, the KL of each condition with its interval; below, every measure's heatmap.
+
+Each row of the heatmap has its own scale, from none to the worst of the row. Names come from the
+user's paths and are drawn as they are, never as formulas.
+"""
 
 import math
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from noisescope.analyse import Summary
-from noisescope.diagnose import Diagnosis
+from noisescope.study import Diagnosis
 
 _MOST_NUMBERS = 16  # columns up to which a number fits into every cell
+_LONGEST_NAME = 40
+_LINE = 72  # characters of the line that says what was asked
+_FONT = "DejaVu Sans"  # matplotlib carries it, so a picture is the same everywhere
+_INK, _FAINT, _BAR, _WORST = "#262626", "#767676", "#e0b58d", "#b3261e"
+_COLOURS = LinearSegmentedColormap.from_list(
+    "harm", ["#fbf7f0", "#fbdfb5", "#f6a86b", "#dd5f43", "#a31b2b"]
+)
+
+_Row = tuple[str, list[float]]
 
 
 def draw_heatmap(diagnosis: Diagnosis, path: Path) -> None:
-    """Draws the heatmap: a column per condition, a row per measure, each row on its own scale.
+    """Draws the picture, a column per condition.
 
     Args:
         diagnosis: What was measured.
         path: The PNG to write.
     """
-    rows = [(label, values) for label, values in _rows(diagnosis.summaries) if _is_known(values)]
-    columns = [s.condition for s in diagnosis.summaries]
-    figure = Figure(figsize=(max(6.0, 2.6 + 0.75 * len(columns)), 1.9 + 0.62 * len(rows)))
+    rows = _rows(diagnosis.summaries)
+    columns = len(diagnosis.summaries)
+    width = 3.4 + columns * (0.85 if columns <= _MOST_NUMBERS else 0.36)
+    height = 0.46 * len(rows)
+    figure = Figure(figsize=(max(8.0, width), 3.6 + height), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shares = np.array([_shares(values) for _, values in rows])
-    image = axes.imshow(shares, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=0 if len(columns) <= 12 else 90)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if len(columns) <= _MOST_NUMBERS:
-        _write_numbers(axes, rows, shares)
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 1], fraction=0.03, pad=0.02)
-    bar.ax.set_yticklabels(["none", "worst of row"])
-    bar.outline.set_visible(False)
-    axes.set_title(_title(diagnosis), loc="left", fontsize=10)
-    figure.tight_layout()
+    above, below = figure.subplots(
+        2, sharex=True, gridspec_kw={"height_ratios": [1.9, height], "hspace": 0.04}
+    )
+    _draw_intervals(above, diagnosis.summaries, diagnosis.worst_kl.condition)
+    image = _draw_cells(below, rows, [s.condition for s in diagnosis.summaries])
+    scale = figure.colorbar(image, ax=below, ticks=[0, 1], aspect=8, pad=0.015)
+    scale.ax.set_yticklabels(["none", "worst\nof row"], fontsize=8, color=_FAINT)
+    scale.ax.tick_params(length=0)
+    scale.outline.set_visible(False)
+    _write_title(above, diagnosis)
     canvas.print_png(str(path))
 
 
-def _rows(summaries: tuple[Summary, ...]) -> list[tuple[str, list[float]]]:
-    return [
+def _rows(summaries: tuple[Summary, ...]) -> list[_Row]:
+    """Returns the measures; accuracy only where something was generated."""
+    rows = [
         ("KL, nats per token", [s.kl_nats.mean for s in summaries]),
         ("loss added, nats per token", [s.nll_change_nats.mean for s in summaries]),
         ("top token changed, %", [100 * (1 - s.top1_agreement.mean) for s in summaries]),
-        ("accuracy lost, points", [100 * s.accuracy_drop.mean for s in summaries]),
     ]
+    lost = [100 * s.accuracy_drop.mean for s in summaries]
+    return [*rows, ("accuracy lost, points", lost)] if any(map(math.isfinite, lost)) else rows
 
 
-def _is_known(values: list[float]) -> bool:
-    return any(math.isfinite(v) for v in values)
+def _draw_intervals(axes: Any, summaries: tuple[Summary, ...], worst: str | None) -> None:
+    """Draws the KL of each condition as a bar with its 95 % interval, the worst one darker."""
+    means = [s.kl_nats.mean if math.isfinite(s.kl_nats.mean) else 0.0 for s in summaries]
+    colours = [_WORST if s.condition == worst else _BAR for s in summaries]
+    axes.bar(range(len(means)), means, width=0.62, color=colours)
+    known = [(i, s.kl_nats) for i, s in enumerate(summaries) if s.kl_nats.is_known]
+    if known:
+        axes.errorbar(
+            [i for i, _ in known],
+            [kl.mean for _, kl in known],
+            # A divergence is never negative, whatever a t interval says.
+            [
+                [kl.mean - max(0.0, kl.low) for _, kl in known],
+                [kl.high - kl.mean for _, kl in known],
+            ],
+            fmt="none",
+            ecolor=_INK,
+            elinewidth=1,
+            capsize=3,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("KL, nats per token", fontsize=9, color=_INK)
+    axes.tick_params(axis="y", labelsize=8, colors=_FAINT, length=0)
+    axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
+    axes.grid(axis="y", color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#bdbdbd")
+
+
+def _draw_cells(axes: Any, rows: list[_Row], names: list[str]) -> Any:
+    """Draws the heatmap itself and returns its image."""
+    shares = np.array([_shares(values) for _, values in rows])
+    image = axes.imshow(shares, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
+    is_upright = len(names) > _MOST_NUMBERS
+    axes.set_xticks(range(len(names)), names, rotation=90 if is_upright else 0, fontsize=9)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0, colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if len(names) <= _MOST_NUMBERS:
+        _write_numbers(axes, rows, shares)
+    return image
 
 
 def _shares(values: list[float]) -> list[float]:
-    """Scales a row to 0..1 of its largest; gains of quality count as none."""
+    """Scales a row to 0..1 of its largest; gains of quality count as none, the unknown is NaN."""
     largest = max((v for v in values if math.isfinite(v)), default=0.0)
-    return [max(0.0, v / largest) if largest > 0 and math.isfinite(v) else 0.0 for v in values]
+    if largest <= 0:
+        return [0.0 if math.isfinite(v) else math.nan for v in values]
+    return [max(0.0, v / largest) if math.isfinite(v) else math.nan for v in values]
 
 
-def _write_numbers(axes: object, rows: list[tuple[str, list[float]]], shares: object) -> None:
+def _write_numbers(axes: Any, rows: list[_Row], shares: np.ndarray) -> None:
     for y, (_, values) in enumerate(rows):
         for x, value in enumerate(values):
-            dark = shares[y, x] > 0.6  # type: ignore[index]
-            axes.text(  # type: ignore[attr-defined]
+            axes.text(
                 x,
                 y,
                 _short(value),
                 ha="center",
                 va="center",
-                fontsize=8,
-                color="white" if dark else "black",
+                fontsize=8.5,
+                fontweight="bold" if shares[y, x] == 1 else "normal",
+                color="white" if shares[y, x] > 0.62 else _INK,
             )
 
 
@@ -85,15 +144,49 @@ def _short(value: float) -> str:
         return "n/a"
     if value == 0 or abs(value) >= 10:
         return f"{value:.0f}"
-    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.2g}"
+    return f"{value:.0e}" if abs(value) < 1e-3 else f"{value:.2g}"
 
 
-def _title(diagnosis: Diagnosis) -> str:
-    # Names come from the user's paths: parse_math is off, and '$' would otherwise start a formula.
-    model = diagnosis.loaded.path.name.replace("$", r"\$")
-    error = diagnosis.error_model
-    scale = getattr(error, "scale", None)
-    return (
-        f"{model}: {type(error).__name__} {scale:g}, {len(diagnosis.task.samples)} samples, "
-        f"{diagnosis.plan.draws} draw{'s' if diagnosis.plan.draws > 1 else ''}"
+def _write_title(axes: Any, diagnosis: Diagnosis) -> None:
+    error, loaded, worst = diagnosis.error_model, diagnosis.loaded, diagnosis.worst_kl
+    draws = diagnosis.plan.draws
+    asked = (
+        f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
+        f"{', '.join(diagnosis.settings['operators'])}"
     )
+    data = (
+        f"{len(diagnosis.task.samples)} samples, {draws} draw{'s' if draws > 1 else ''}, "
+        f"{str(loaded.dtype).removeprefix('torch.')}; most sensitive by KL: "
+        f"{worst.condition or 'none'}{'' if worst.is_conclusive else ' (inconclusive)'}"
+    )
+    details = "\n".join([*textwrap.wrap(asked, _LINE), data, "bars: mean and 95 % interval"])
+    below = axes.annotate(
+        details,
+        (0, 1),
+        xytext=(0, 8),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=9,
+        color=_FAINT,
+        parse_math=False,
+    )
+    axes.annotate(
+        drawable(loaded.path.name),
+        (0, 1),
+        xytext=(0, 5),
+        xycoords=below,
+        textcoords="offset points",
+        va="bottom",
+        fontsize=13,
+        fontweight="bold",
+        color=_INK,
+        parse_math=False,
+    )
+
+
+def drawable(name: str) -> str:
+    """Returns a name as the font can draw it: on one line, cut where long, `?` for the rest."""
+    glyphs = font_manager.get_font(font_manager.findfont(_FONT)).get_charmap()
+    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "?" for c in name)
+    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from noisescope.analyse import Interval, Summary, Worst
-from noisescope.diagnose import Diagnosis
 from noisescope.errors import InputError
 from noisescope.inject import CoverageRow, Dose, Session
-from noisescope.measure import Record
+from noisescope.records import Record
+from noisescope.study import Diagnosis
 
 _PACKAGES = ("noisescope", "torch", "transformers", "numpy", "numba", "tokenizers")
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from noisescope.analyse import Interval, Worst
-from noisescope.diagnose import Diagnosis
 from noisescope.inject import CoverageRow, Dose, Site, SiteRecord
 from noisescope.measure import Progress as Tell
+from noisescope.study import Diagnosis
 
-_BAR_WIDTH = 14
+_BAR_WIDTHS = (6, 24)  # narrowest and widest
+_GAP = 2
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _ROWS_LOST = "row"
 
@@ -32,7 +33,9 @@ def progress_bar(console: Console) -> Iterator[Tell]:
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Into a file or a pipe a bar would write only its remains.
+    is_off = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_off) as bar:
         running = bar.add_task("starting", total=None)
 
         def tell(what: str, done: int, total: int) -> None:
@@ -44,16 +47,16 @@ def progress_bar(console: Console) -> Iterator[Tell]:
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Prints the table with a bar per condition, the coverage, the verdicts and the notes."""
     console.print(_headline(diagnosis))
-    console.print(_condition_table(diagnosis))
+    console.print(_condition_table(diagnosis, console.width))
     console.print(_coverage_line(diagnosis))
-    for label, worst in (("Accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
+    for label, worst in (("accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
         console.print(_verdict(label, worst, diagnosis.kind))
     for note in diagnosis.notes:
         console.print(Text(f"Note: {note}"))
 
 
 def _headline(diagnosis: Diagnosis) -> Text:
-    loaded, error = diagnosis.loaded, diagnosis.error_model
+    loaded, error, draws = diagnosis.loaded, diagnosis.error_model, diagnosis.plan.draws
     baseline = (
         "nothing generated"
         if math.isnan(diagnosis.baseline_accuracy)
@@ -63,36 +66,45 @@ def _headline(diagnosis: Diagnosis) -> Text:
         f"{loaded.path.name} ({str(loaded.dtype).removeprefix('torch.')}, {loaded.device}), "
         f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
         f"{', '.join(diagnosis.settings['operators'])}; {len(diagnosis.task.samples)} samples, "
-        f"{diagnosis.plan.draws} draw(s), seed {diagnosis.plan.seed}; {baseline}"
+        f"{draws} draw{'s' if draws > 1 else ''}, seed {diagnosis.plan.seed}; {baseline}"
     )
 
 
-def _condition_table(diagnosis: Diagnosis) -> Table:
-    generated = not math.isnan(diagnosis.baseline_accuracy)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layers" if diagnosis.kind == "layers" else "operators", no_wrap=True)
-    if generated:
-        table.add_column("accuracy", justify="right", no_wrap=True)
-        table.add_column("degradation", justify="right", no_wrap=True)
-    table.add_column("KL, nats/token", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("dose", justify="right", no_wrap=True)
-    largest = max(
-        (s.kl_nats.mean for s in diagnosis.summaries if math.isfinite(s.kl_nats.mean)), default=0.0
-    )
-    for summary in diagnosis.summaries:
-        cells = [Text(summary.condition)]
-        if generated:
-            cells += [Text(_percent(summary.accuracy)), Text(_percent(summary.degradation))]
-        cells.append(Text(_estimate(summary.kl_nats)))
-        is_worst = largest > 0 and summary.kl_nats.mean == largest
-        cells.append(Text(bar(summary.kl_nats.mean, largest), "red" if is_worst else "yellow"))
-        cells.append(Text(_dose(diagnosis.measurement.sessions[summary.condition].dose())))
-        table.add_row(*cells)
+def _condition_table(diagnosis: Diagnosis, width: int) -> Table:
+    columns = _columns(diagnosis)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for name in columns:
+        justify = "left" if name == diagnosis.kind else "right"
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    used = sum(_GAP + max(map(len, (name, *cells))) for name, cells in columns.items())
+    narrowest, widest = _BAR_WIDTHS
+    bar_width = min(widest, width - used)
+    means = [s.kl_nats.mean for s in diagnosis.summaries]
+    largest = max(filter(math.isfinite, means), default=0.0)
+    if bar_width >= narrowest:
+        table.add_column("", no_wrap=True)
+    for mean, *cells in zip(means, *columns.values(), strict=True):
+        row = [Text(cell) for cell in cells]
+        if bar_width >= narrowest:
+            style = "red" if mean == largest else "yellow"
+            row.append(Text(bar(mean, largest, bar_width), style))
+        table.add_row(*row)
     return table
 
 
-def bar(value: float, largest: float, width: int = _BAR_WIDTH) -> str:
+def _columns(diagnosis: Diagnosis) -> dict[str, list[str]]:
+    """Returns the table's cells by column; accuracy only where answers were generated."""
+    summaries, sessions = diagnosis.summaries, diagnosis.measurement.sessions
+    columns = {diagnosis.kind: [s.condition for s in summaries]}
+    if not math.isnan(diagnosis.baseline_accuracy):
+        columns["accuracy"] = [_percent(s.accuracy) for s in summaries]
+        columns["lost"] = [_percent(s.degradation) for s in summaries]
+    columns["KL, nats/token"] = [_estimate(s.kl_nats) for s in summaries]
+    columns["dose"] = [_dose(sessions[s.condition].dose()) for s in summaries]
+    return columns
+
+
+def bar(value: float, largest: float, width: int) -> str:
     """Returns a bar of eighths of a character, full at `largest`; empty for NaN and nothing."""
     if not (math.isfinite(value) and largest > 0 and value > 0):
         return ""
@@ -103,7 +115,7 @@ def bar(value: float, largest: float, width: int = _BAR_WIDTH) -> str:
 def _verdict(label: str, worst: Worst, kind: str) -> Text:
     name = "Avalanche point" if kind == "layers" else "Most fragile"
     style = "bold red" if worst.is_conclusive else "bold"
-    line = Text(f"{name} by {label.lower() if label != 'KL' else label}: ", style="bold")
+    line = Text(f"{name} by {label}: ", style="bold")
     line.append(worst.condition or "none", style=style)
     return line.append(f" ({worst.reason})")
 
@@ -173,11 +185,11 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "n/a"
+    return f"{value:.2g}" if math.isfinite(value) else "n/a"
 
 
 def _estimate(interval: Interval) -> str:
-    """Writes a mean with its 95 % interval, e.g. `0.0217 [0.0053, 0.038]`."""
+    """Writes a mean with its 95 % interval, e.g. `0.022 [0.0053, 0.038]`."""
     if not interval.is_known:
         return f"{_number(interval.mean)} [too few data]"
     return f"{_number(interval.mean)} [{max(0.0, interval.low):.2g}, {interval.high:.2g}]"

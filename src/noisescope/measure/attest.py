@@ -1,0 +1,71 @@
+"""Whether the noise of a condition arrived at all: without it, its figures are the clean model's.
+
+Checked after a condition's first pass, so that a void run ends at once and not after hours.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from noisescope.errors import DoseError
+from noisescope.inject import Session
+from noisescope.inject.session import check_fired
+from noisescope.records import CLEAN, Record
+
+_ADVICE = "use a larger scale, float32, or stochastic rounding"
+
+
+def check_arrived(condition: str, session: Session) -> None:
+    """Raises where a condition's noise has changed nothing so far.
+
+    Raises:
+        SelectionError: Something that its selection names never ran.
+        DoseError: Noise was added, and rounding erased all of it.
+    """
+    check_fired(session.selection, session.region_names, session.records)
+    dose = session.dose()
+    if dose.asked_share > 0 and dose.share_changed == 0:
+        raise DoseError(
+            f"no noise arrived in {condition}: rounding erased all of it (relative L2 "
+            f"{dose.asked_relative_l2:.1e} asked, 0 of {dose.elements:,} elements changed); "
+            f"{_ADVICE}"
+        )
+
+
+def weak_dose_note(sessions: Mapping[str, Session]) -> str | None:
+    """Returns one line about the conditions where under half of the noise arrived, or None."""
+    doses = {name: session.dose() for name, session in sessions.items()}
+    weak = [name for name, dose in doses.items() if dose.is_half_lost]
+    if not weak:
+        return None
+    worst = min(weak, key=lambda name: doses[name].share_changed)
+    return (
+        f"under half of the noise arrived in {_few(weak)} ({worst}: {doses[worst]}), rounding "
+        f"erased it: {_ADVICE}"
+    )
+
+
+def not_finite_note(records: Sequence[Record]) -> str | None:
+    """Returns one line about records without a finite KL, or None.
+
+    They are left out of means and intervals, which then tell too little of the loss.
+    """
+    broken = Counter(r.condition for r in records if r.tokens and not math.isfinite(r.kl_nats))
+    if not broken:
+        return None
+    if CLEAN in broken:
+        return (
+            f"the clean model's own logits are not finite in {broken[CLEAN]} samples, which are "
+            "left out: use float32 or bfloat16"
+        )
+    worst, count = broken.most_common(1)[0]
+    total = sum(r.condition == worst for r in records)
+    return (
+        f"noise made logits overflow in {_few(list(broken))} ({worst}: {count} of {total} records "
+        "without a finite KL): they are left out, so the loss there is larger than is shown"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,83 @@
+"""The picture: it opens, holds its colours, and no name of a model breaks it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from helpers.diagnoses import small_diagnosis, with_conditions, with_name
+from matplotlib import image
+
+from noisescope.analyse import Interval
+from noisescope.report import draw_heatmap
+from noisescope.report.heatmap import drawable
+
+RED = (0xB3 / 255, 0x26 / 255, 0x1E / 255)
+
+
+def drawn(diagnosis, tmp_path):
+    path = tmp_path / "heatmap.png"
+    draw_heatmap(diagnosis, path)
+    return image.imread(path)[:, :, :3]
+
+
+def share_of(pixels, colour):
+    return (np.abs(pixels - np.array(colour)).max(axis=2) < 0.01).mean()
+
+
+@pytest.mark.parametrize("kind", ["layers", "operators"])
+@pytest.mark.parametrize("is_generative", [True, False])
+def test_the_picture_opens_and_marks_the_worst_condition(tmp_path, kind, is_generative):
+    pixels = drawn(small_diagnosis(kind, is_generative), tmp_path)
+    assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
+    assert share_of(pixels, RED) > 0.005
+
+
+def test_without_a_worst_condition_none_is_marked(tmp_path):
+    diagnosis = small_diagnosis()
+    nothing = dataclasses.replace(diagnosis.worst_kl, condition=None)
+    pixels = drawn(dataclasses.replace(diagnosis, worst_kl=nothing), tmp_path)
+    assert share_of(pixels, RED) < 0.0005
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 16, 17, 28, 80])
+def test_any_number_of_conditions_fits(tmp_path, count):
+    pixels = drawn(with_conditions(small_diagnosis(), count), tmp_path)
+    height, width, _ = pixels.shape
+    assert 500 < height < 1200 and 1100 < width < 6000
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["$x_", "$\\frac{$", "<b>", "[red]x[]", "a" * 400, "模型\u202e", "\n\t", "{}%s", "\U0001f600"],
+)
+def test_a_hostile_name_is_drawn_as_text(tmp_path, name):
+    pixels = drawn(with_name(small_diagnosis(), name), tmp_path)
+    height, width, _ = pixels.shape
+    assert 500 < height < 900 and 1100 < width < 1300
+
+
+def test_what_the_font_cannot_draw_becomes_a_question_mark():
+    assert drawable("Qwen2.5-$x_<b>é") == "Qwen2.5-$x_<b>é"
+    assert drawable("模x\n") == "?x?"
+    assert drawable("a" * 41) == "a" * 39 + "…"
+
+
+def test_figures_that_are_not_known_are_drawn_as_such(tmp_path):
+    diagnosis = with_conditions(small_diagnosis(), 3)
+    nan = Interval(math.nan, math.nan, math.nan, math.nan, False)
+    mean_only = Interval(0.5, math.nan, math.nan, math.nan, False)
+    first, second, third = diagnosis.summaries
+    some = (dataclasses.replace(first, kl_nats=nan), dataclasses.replace(second, kl_nats=mean_only))
+    assert drawn(dataclasses.replace(diagnosis, summaries=(*some, third)), tmp_path).size
+    unknown = dataclasses.replace(
+        first, kl_nats=nan, nll_change_nats=nan, top1_agreement=nan, accuracy_drop=nan
+    )
+    assert drawn(dataclasses.replace(diagnosis, summaries=(unknown,)), tmp_path).size
+
+
+def test_the_same_diagnosis_gives_the_same_picture(tmp_path):
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    draw_heatmap(small_diagnosis(), one)
+    draw_heatmap(small_diagnosis(), other)
+    assert one.read_bytes() == other.read_bytes()

@@ -64,7 +64,7 @@ def diagnose_layers(
     windows = layer_windows(find_regions(loaded.model).n_layers, window, step)
     records = probe(loaded, task)
     inside = [r for r in records if r.site.region.isdigit()]
-    wanted = resolve_operators(operators, inside)
+    wanted = _resolve(operators, inside)
     conditions = tuple(
         Condition(
             window_name(layers),
@@ -97,7 +97,7 @@ def diagnose_operators(
     """
     plan = Plan((), draws, seed, batch_size)
     records = probe(loaded, task)
-    wanted = resolve_operators(operators, records)
+    wanted = _resolve(operators, records)
     core = tuple(name for name in CORE_OPERATORS if name in wanted)
     sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
     if len(wanted) > 1:
@@ -115,6 +115,13 @@ def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
     """Lists the sites that the model runs on the beginning of the task's first prompt."""
     ids = encode_sample(task.samples[0], loaded.tokenizer)[:_PROBE_TOKENS]
     return list_sites(loaded.model, ids)
+
+
+def _resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
+    """Returns the operators that are meant, all of which run somewhere."""
+    if not operators:
+        raise SelectionError("operators=[] selects nothing: name some, or give 'core' or 'all'.")
+    return resolve_operators(operators, records)
 
 
 def _operators_in(

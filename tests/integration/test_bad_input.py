@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -344,13 +345,15 @@ def test_as_a_process_it_is_one_line_and_status_2(place):
     assert list_files(place) == before
 
 
+# Workers of a parallel test run ignore SIGINT, and a child inherits that.
 BEGIN_AND_TELL = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import noisescope.measure.run as run
 from noisescope.cli import main
 begin = run.CleanBatch
 def tell(*given):
-    print("begun", flush=True)
+    print("begun", file=sys.__stdout__, flush=True)  # a progress bar takes sys.stdout over
     return begin(*given)
 run.CleanBatch = tell
 main()
@@ -368,7 +371,9 @@ def interrupt_a_run(place, stderr):
         cwd=place,
         env=subprocess_environment(),
     )
-    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 60)[0], "the run did not begin"
+    assert process.stdout.readline() == "begun\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     return process

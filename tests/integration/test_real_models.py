@@ -144,6 +144,8 @@ def test_gsm8k_through_a_random_qwen_is_null_and_says_why(random_qwen, tmp_path,
         assert entry["degradation"] is None
         assert "answers no question right" in entry["degradation_note"]
         assert entry["kl_nats_per_token"]["mean"] > 0
-        assert entry["dose"]["share_changed"] > 0.9
+        dose = entry["dose"]
+        assert dose["relative_l2"] == pytest.approx(0.05, rel=0.2)
+        assert dose["share_changed"] == pytest.approx(dose["asked_share"], rel=0.01)
     shown = " ".join(capsys.readouterr().out.split())
     assert "by accuracy: none (the clean model answers no question right" in shown

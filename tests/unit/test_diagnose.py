@@ -114,7 +114,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_generated(options, er
         diagnose_layers(loaded, task, NOISE, **options)
 
 
-@pytest.mark.parametrize("options", [{"draws": 0}, {"operators": "gelu"}, {"seed": 1 << 32}])
+@pytest.mark.parametrize(
+    "options", [{"draws": 0}, {"operators": "gelu"}, {"operators": ()}, {"seed": 1 << 32}]
+)
 def test_operators_refuse_the_same(options):
     loaded = loaded_small()
     with pytest.raises((InputError, SelectionError)):

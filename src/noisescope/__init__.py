@@ -5,6 +5,7 @@ These are the public names. Importing the package changes nothing: no patch, no 
 
 from noisescope.diagnose import diagnose_layers, diagnose_operators
 from noisescope.errors import (
+    DoseError,
     DoseWarning,
     InputError,
     NoisescopeError,
@@ -24,6 +25,7 @@ __all__ = [
     "AbsoluteGaussian",
     "Diagnosis",
     "Dose",
+    "DoseError",
     "DoseWarning",
     "ErrorModel",
     "InputError",

@@ -8,7 +8,7 @@ from helpers.small_models import small_backbone, small_model
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
-from noisescope.errors import DoseWarning, SelectionError
+from noisescope.errors import DoseError, DoseWarning, SelectionError
 from noisescope.inject import Session, inject, make_selection
 from noisescope.noise import RelativeGaussian
 
@@ -21,9 +21,21 @@ def run(model, *selection, scale=0.05, **options):
     return logits, session
 
 
+def test_trap_01_a_dose_that_rounding_erases_wholly_is_an_error():
+    model = OneOperator(nn.Linear(64, 256)).bfloat16()
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    clean = model(x)
+    with pytest.raises(DoseError, match="no forward noise arrived: rounding erased all of it"):
+        with torch.no_grad(), inject(model, RelativeGaussian(1e-4)) as session:
+            noisy = model(x)
+    assert fired(session) == {"op:linear:0": 1}
+    assert session.dose().share_changed == 0
+    assert torch.equal(noisy, clean)
+
+
 @pytest.mark.parametrize(
     ("dtype", "scale", "share"),
-    [(torch.bfloat16, 1e-4, (0, 0.005)), (torch.float16, 1e-4, (0, 0.02))],
+    [(torch.bfloat16, 1e-3, (0.005, 0.02)), (torch.float16, 1e-4, (0, 0.02))],
 )
 def test_trap_01_a_dose_that_rounding_erases_is_measured_and_told(dtype, scale, share):
     model = OneOperator(nn.Linear(64, 256)).to(dtype)

@@ -28,6 +28,11 @@ class Dose:
     asked_relative_l2: float
 
     @property
+    def is_all_lost(self) -> bool:
+        """True where error was asked for and not one element changed."""
+        return self.asked_share > 0 and self.share_changed == 0
+
+    @property
     def is_half_lost(self) -> bool:
         """True where under half of what was asked arrived, by norm or by share of elements."""
         if not self.elements or not self.asked_relative_l2 > 0:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from noisescope.errors import DoseWarning, InputError, NoisescopeWarning, SelectionError
+from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning, SelectionError
 from noisescope.inject.coverage import CoverageRow, coverage_table
 from noisescope.inject.dose import Dose, SiteRecord, total_dose
 from noisescope.inject.injector import Injector
@@ -151,11 +151,22 @@ class Session:
         if kind is None and self.attest:
             self.check()
 
+    def is_dose_weak(self, phase: str = "forward") -> bool:
+        """Tells whether rounding erased over half of what was asked.
+
+        Stochastic rounding moves few elements, each by much, and keeps the error on average: there
+        the norm alone is judged.
+        """
+        dose = self.dose(phase)
+        is_stochastic = self.error_model.rounding == "stochastic"
+        return dose.is_norm_half_lost if is_stochastic else dose.is_half_lost
+
     def check(self) -> None:
         """Raises where the selection never fired; warns where under half of the dose arrived.
 
         Raises:
             SelectionError: A named operator, layer, module or phase received no noise.
+            DoseError: Rounding erased all of the noise of a phase.
         """
         if not self._tracker.passes:
             warnings.warn(
@@ -168,8 +179,12 @@ class Session:
         check_fired(self.selection, self.region_names, self.records)
         for phase in self.selection.phases:
             dose = self.dose(phase)
-            is_stochastic = self.error_model.rounding == "stochastic"
-            if dose.is_norm_half_lost if is_stochastic else dose.is_half_lost:
+            if dose.is_all_lost:
+                raise DoseError(
+                    f"no {phase} noise arrived: rounding erased all of it ({dose}). "
+                    'Use a larger scale, float32, or rounding="stochastic".'
+                )
+            if self.is_dose_weak(phase):
                 warnings.warn(
                     f"under half of the {phase} noise arrived ({dose}): rounding erased it. "
                     'Use a larger scale, float32, or rounding="stochastic".',

@@ -24,7 +24,7 @@ def check_arrived(condition: str, session: Session) -> None:
     """
     check_fired(session.selection, session.region_names, session.records)
     dose = session.dose()
-    if dose.asked_share > 0 and dose.share_changed == 0:
+    if dose.is_all_lost:
         raise DoseError(
             f"no noise arrived in {condition}: rounding erased all of it (relative L2 "
             f"{dose.asked_relative_l2:.1e} asked, 0 of {dose.elements:,} elements changed); "
@@ -34,10 +34,10 @@ def check_arrived(condition: str, session: Session) -> None:
 
 def weak_dose_note(sessions: Mapping[str, Session]) -> str | None:
     """Returns one line about the conditions where under half of the noise arrived, or None."""
-    doses = {name: session.dose() for name, session in sessions.items()}
-    weak = [name for name, dose in doses.items() if dose.is_half_lost]
+    weak = [name for name, session in sessions.items() if session.is_dose_weak()]
     if not weak:
         return None
+    doses = {name: sessions[name].dose() for name in weak}
     worst = min(weak, key=lambda name: doses[name].share_changed)
     return (
         f"under half of the noise arrived in {_few(weak)} ({worst}: {doses[worst]}), rounding "

@@ -60,18 +60,19 @@ def perturb_gaussian(
         threads share the work.
     """
     # The kernel does a row of one token in 2 us: what stands here is most of its time.
-    channels, elements = y_RD.shape[1], y_RD.numel()
-    number_format, signed, unsigned = FORMATS[y_RD.dtype]
-    noisy_RD = torch.empty(y_RD.shape, dtype=y_RD.dtype, device=y_RD.device)
+    rows, channels = y_RD.shape
+    elements = rows * channels
+    number_format = FORMATS[y_RD.dtype][0]
+    noisy_RD = torch.empty_like(y_RD, memory_format=torch.contiguous_format)
     rows_per_task = max(1, ELEMENTS_PER_TASK // max(1, channels))
-    task_count = -(-len(at) // rows_per_task)
+    task_count = -(-rows // rows_per_task)
     tallies = np.zeros((task_count, len(TALLY_FIELDS)))
     if elements == 0:
         return noisy_RD, torch.from_numpy(tallies.sum(axis=0))
     tallies[0, 0] = elements
     arguments = (
-        noisy_RD.view(-1).view(signed).numpy().view(unsigned),
-        y_RD.detach().reshape(-1).view(signed).numpy().view(unsigned),
+        _bits(noisy_RD),
+        _bits(y_RD.detach().contiguous()),
         at.sample_R.contiguous().numpy(),
         at.position_R.contiguous().numpy(),
         at.channel_R.contiguous().numpy(),
@@ -94,7 +95,15 @@ def perturb_gaussian(
         work(0, task_count)
     else:
         _share(work, task_count)
-    return noisy_RD, torch.from_numpy(tallies.sum(axis=0))
+    return noisy_RD, torch.from_numpy(tallies[0] if task_count == 1 else tallies.sum(axis=0))
+
+
+def _bits(x: torch.Tensor) -> NDArray[Any]:
+    """Returns the flat bits of a contiguous tensor, without copying it."""
+    _, signed, unsigned = FORMATS[x.dtype]
+    # numpy has no bfloat16; for what it has, one view is cheaper than two.
+    shown = x.view(signed) if x.dtype == torch.bfloat16 else x
+    return shown.numpy().reshape(-1).view(unsigned)
 
 
 def words_cpu(at: Address, channels: int) -> NDArray[Any]:

@@ -183,10 +183,10 @@ def test_a_session_that_does_not_attest_says_nothing_until_it_is_asked():
 def test_a_dose_that_rounding_erased_warns_and_says_what_to_do():
     model = small_model("llama").bfloat16()
     text = (
-        r"under half of the forward noise arrived \(0\.\d% of elements changed, relative L2 "
+        r"under half of the forward noise arrived \(\d\.\d% of elements changed, relative L2 "
         r"\S+ of \S+ asked\): rounding erased it\. Use a larger scale, float32, or "
     )
-    with pytest.warns(DoseWarning, match=text), start(model, 1e-4, operators="linear"):
+    with pytest.warns(DoseWarning, match=text), start(model, 1e-3, operators="linear"):
         model(input_ids=IDS)
 
 

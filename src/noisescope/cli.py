@@ -176,7 +176,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Directory to write; noisescope-demo if unset.")
     ] = None,
-    noise_scale: Scale = 0.1,
+    noise_scale: Scale = 0.2,
     samples: Samples = 100,
     seed: Seed = 0,
 ) -> None:

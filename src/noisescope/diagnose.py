@@ -23,7 +23,7 @@ from noisescope.measure import (
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
 from noisescope.study import Diagnosis
-from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_sample, uses_plain_prompt
+from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_task, uses_plain_prompt
 
 _PROBE_TOKENS = 16
 
@@ -113,8 +113,16 @@ def diagnose_operators(
 
 def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
     """Lists the sites that the model runs on the beginning of the task's first prompt."""
-    ids = encode_sample(task.samples[0], loaded.tokenizer)[:_PROBE_TOKENS]
-    return list_sites(loaded.model, ids)
+    known = loaded.model.get_input_embeddings().num_embeddings
+    first = replace(task, samples=task.samples[:1])
+    (ids,) = encode_task(first, loaded.tokenizer, loaded.context_length, known)
+    return list_sites(loaded.model, ids[:_PROBE_TOKENS])
+
+
+def _uncovered_note(windows: Sequence[Sequence[int]], n_layers: int) -> list[str]:
+    """Says which layers lie in no window, as where the stride is larger than the window."""
+    left = sorted(set(range(n_layers)) - {layer for window in windows for layer in window})
+    return [f"layers in no window: {', '.join(map(str, left))}"] if left else []
 
 
 def _resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
@@ -154,6 +162,8 @@ def _diagnose(
     notes = [*loaded.notes, *task.notes, *measurement.notes]
     if uses_plain_prompt(task, loaded.tokenizer):
         notes.append(PLAIN_PROMPT_NOTE)
+    if error_model.is_null:
+        notes.append("noise of scale 0 changes nothing: every figure is the clean model's")
     return Diagnosis(
         kind=kind,
         loaded=loaded,

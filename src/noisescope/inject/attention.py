@@ -69,10 +69,8 @@ def _attend(
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = run(0, torch.matmul, query.to(wide), key.to(wide).transpose(-2, -1)) * factor
-    scores = _mask(scores, attn_mask, is_causal)
-    is_empty = torch.isneginf(scores).all(dim=-1, keepdim=True)
-    probabilities = run(1, F.softmax, scores.masked_fill(is_empty, 0.0), -1)
-    probabilities = probabilities.masked_fill(is_empty, 0.0)
+    scores, is_empty = _mask(scores, attn_mask, is_causal)
+    probabilities = run(1, F.softmax, scores, -1)
     if dropout_p > 0:
         probabilities = F.dropout(probabilities, dropout_p, training=True)
 
@@ -80,7 +78,8 @@ def _attend(
         # Rounded inside the site, so that the dose counts what this rounding erases.
         return torch.matmul(probabilities, value.to(wide)).to(query.dtype)
 
-    return run(2, context, probabilities, value)
+    result = run(2, context, probabilities, value)
+    return result if is_empty is None else result.masked_fill(is_empty, 0.0)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -91,12 +90,20 @@ def _autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
-def _mask(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+def _mask(
+    scores: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns masked scores, and which queries may see no key: they stay unmasked, to be finite.
+
+    What is empty is read off the mask, which is smaller than the scores by the number of heads.
+    """
     if is_causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~allowed, -math.inf)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return scores.masked_fill(later, -math.inf), None
     if attn_mask is None:
-        return scores
+        return scores, None
     if attn_mask.dtype == torch.bool:
-        return scores.masked_fill(~attn_mask, -math.inf)
-    return scores + attn_mask.to(scores.dtype)
+        is_empty = ~attn_mask.any(dim=-1, keepdim=True)
+        return scores.masked_fill(~(attn_mask | is_empty), -math.inf), is_empty
+    is_empty = torch.isneginf(attn_mask).all(dim=-1, keepdim=True)
+    return scores + attn_mask.to(scores.dtype).masked_fill(is_empty, 0.0), is_empty

@@ -1,16 +1,17 @@
-"""Greedy answers, batched over samples, by transformers' own generation.
+"""Greedy answers, batched over samples: one pass over the prompts, then a token at a time.
 
-What a model's directory says about generation (a temperature, penalties, suppressed tokens) is put
-aside, except for its end tokens: answers are to differ by the noise alone.
+A loop of our own instead of the library's: an answer must not depend on the batch it is made in,
+so each row ends at its own end of the context and leaves the batch and its cache, and the caller
+learns which rows go on. Nothing of a model's generation defaults (penalties, suppressed tokens,
+sampling) is applied.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 
 def greedy_answers(
@@ -22,8 +23,7 @@ def greedy_answers(
 ) -> list[list[int]]:
     """Returns the greedy continuation of each prompt, up to and with its end token.
 
-    An answer depends on its own prompt alone: where the context ends, each fills what its prompt
-    leaves of it, and its last token may lie one beyond.
+    Each answer fills what its own prompt leaves of the context; its last token may lie one beyond.
 
     Args:
         model: A causal language model; it runs where it lies, in whatever session is open.
@@ -35,50 +35,48 @@ def greedy_answers(
     ends = _end_tokens(model)
     answers: list[list[int]] = [[] for _ in prompts]
 
-    def room(row: int) -> int:
-        left = max_new_tokens - len(answers[row])
-        if context_length is None:
-            return left
-        return min(left, context_length + 1 - len(prompts[row]) - len(answers[row]))
+    def is_done(row: int) -> bool:
+        answer = answers[row]
+        used = len(prompts[row]) + len(answer)
+        is_full = context_length is not None and used > context_length
+        return is_full or len(answer) >= max_new_tokens or bool(answer and answer[-1] in ends)
 
-    rows = [row for row in range(len(prompts)) if room(row) > 0]
-    # The longest prompt reaches the end of the context first; the others go on without it.
+    rows = [row for row in range(len(prompts)) if not is_done(row)]
+    if not rows:
+        return answers
+    ids_BT, mask_BS = pad_left([prompts[row] for row in rows], model.device)
+    cache, told = None, None
     while rows:
-        if before_rows is not None:
+        if before_rows is not None and rows != told:
             before_rows(rows)
-        texts = [[*prompts[row], *answers[row]] for row in rows]
-        for row, new in zip(rows, _generate(model, texts, min(map(room, rows)), ends), strict=True):
-            answers[row] += new
-        rows = [row for row in rows if room(row) > 0 and answers[row][-1] not in ends]
+        token_B, cache = _next_tokens(model, ids_BT, mask_BS, cache)
+        for row, token in zip(rows, token_B.tolist(), strict=True):
+            answers[row].append(token)
+        told, kept = rows, [place for place, row in enumerate(rows) if not is_done(row)]
+        if kept and len(kept) < len(rows):
+            kept_B = torch.tensor(kept, device=token_B.device)
+            cache.batch_select_indices(kept_B)
+            token_B, mask_BS = token_B[kept_B], mask_BS[kept_B]
+        rows = [rows[place] for place in kept]
+        ids_BT, mask_BS = token_B[:, None], torch.nn.functional.pad(mask_BS, (0, 1), value=1)
     return answers
 
 
-def _generate(
-    model: Any, texts: Sequence[Sequence[int]], count: int, ends: set[int]
-) -> list[list[int]]:
-    """Returns up to `count` new tokens per text."""
-    ids_BT, mask_BT = pad_left(texts, model.device)
-    with torch.no_grad(), _without_defaults(model):
-        out_BT = model.generate(
+def _next_tokens(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """Returns the most likely next token of each row [B], and the cache with this pass in it."""
+    accepted = inspect.signature(model.forward).parameters
+    position_BT = (mask_BS.cumsum(dim=1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]
+    offered = {"position_ids": position_BT, "logits_to_keep": 1}
+    options = {name: value for name, value in offered.items() if name in accepted}
+    with torch.no_grad():
+        output = model(
             input_ids=ids_BT,
-            attention_mask=mask_BT,
-            do_sample=False,
-            max_new_tokens=count,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=0),
+            attention_mask=mask_BS,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
         )
-    return [_until_end(row[ids_BT.shape[1] :].tolist(), ends) for row in out_BT]
-
-
-@contextmanager
-def _without_defaults(model: Any) -> Iterator[None]:
-    """Puts the model's own defaults aside: `generate` takes from them what it is not told."""
-    held = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = held
+    return output.logits[:, -1].argmax(dim=-1).to(ids_BT.device), output.past_key_values
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -94,10 +92,3 @@ def _end_tokens(model: Any) -> set[int]:
     if given is None:
         return set()
     return {int(t) for t in given} if isinstance(given, (list, tuple)) else {int(given)}
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    for index, token in enumerate(tokens):
-        if token in ends:
-            return tokens[: index + 1]
-    return tokens

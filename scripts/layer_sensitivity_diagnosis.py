@@ -8,13 +8,22 @@ It is `noisescope layers` under the plan's names; stride and operators have the 
 
 import argparse
 import sys
+from typing import NoReturn
 
 from noisescope.cli import run
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Answers a wrong word with one line, as the command line does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the line and leaves with status 2."""
+        self.exit(2, f"Error: {message}. Try '{self.prog} --help'.\n")
+
+
 def parse_arguments() -> argparse.Namespace:
     """Reads the plan's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="directory of the model (safetensors)")
     parser.add_argument("--tokenizer", help="directory of the tokenizer, if elsewhere")
     parser.add_argument("--test-data", required=True, help="questions: .parquet, .jsonl or .txt")
@@ -22,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window-size", default="3", help="layers per window")
     parser.add_argument("--stride", help="layers per step; the window size if unset")
     parser.add_argument("--n-samples", default="50", help="how many questions, from the first on")
+    parser.add_argument("--max-new-tokens", default="512", help="the most tokens of an answer")
     parser.add_argument("--output", required=True, help="result file to write; must not exist")
     return parser.parse_args()
 
@@ -37,6 +47,7 @@ def main() -> int:
         "--window": args.window_size,
         "--stride": args.stride,
         "--samples": args.n_samples,
+        "--max-new-tokens": args.max_new_tokens,
         "--result": args.output,
     }
     # One word per option, so that a value such as "-1" is read as a value.

@@ -4,6 +4,7 @@ Commands translate arguments and write files; everything else happens below. A u
 one line on standard error and exit status 2; nothing is written before a diagnosis is complete.
 """
 
+import io
 import itertools
 import sys
 import warnings
@@ -18,7 +19,7 @@ from rich.console import Console
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.diagnose import diagnose_layers, diagnose_operators
 from noisescope.errors import DoseWarning, InputError, NoisescopeError, NoisescopeWarning
-from noisescope.inject import check_operators
+from noisescope.inject import OPERATORS, check_operators
 from noisescope.inject.probe import PRESETS, list_sites
 from noisescope.measure import LARGEST_SEED, Progress
 from noisescope.models import LoadedModel, load_model
@@ -27,6 +28,7 @@ from noisescope.report import (
     check_output,
     fresh_directory,
     result_of,
+    versions,
     write_directory,
     write_result,
 )
@@ -40,6 +42,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Find where numeric error breaks a language model.",
@@ -48,10 +51,14 @@ app = typer.Typer(
 Model = Annotated[str, typer.Option(help="Directory of a Hugging Face model (safetensors).")]
 Data = Annotated[str, typer.Option(help="Questions: .parquet, GSM8K .jsonl, or a plain .txt.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Directory of the tokenizer, if elsewhere.")]
-Scale = Annotated[float, typer.Option(help="Standard deviation of the error.")]
+Scale = Annotated[
+    float, typer.Option(help="Standard deviation of the error, relative to each value by default.")
+]
 ErrorType = Annotated[str, typer.Option(help="relative_gaussian or absolute_gaussian.")]
 Rounding = Annotated[str, typer.Option(help="nearest or stochastic.")]
-Operators = Annotated[str, typer.Option(help="core, all, or names joined by commas.")]
+Operators = Annotated[
+    str, typer.Option(help=f"core, all, or names joined by commas: {', '.join(OPERATORS)}.")
+]
 Samples = Annotated[int, typer.Option(help="How many samples, from the first on.")]
 Draws = Annotated[int, typer.Option(help="Realisations of the noise per condition.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
@@ -62,6 +69,18 @@ MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")
 RemoteCode = Annotated[bool, typer.Option(help="Run code that lies in the model's directory.")]
 Out = Annotated[Path | None, typer.Option(help="Directory for result, records and heatmap.")]
 Result = Annotated[Path | None, typer.Option(help="File for the result (JSON) alone.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Find where numeric error breaks a language model."""
+    if version:
+        typer.echo(f"noisescope {versions()['noisescope']}")
+        raise typer.Exit
 
 
 @app.command()
@@ -180,7 +199,7 @@ def demo(
     samples: Samples = 100,
     seed: Seed = 0,
 ) -> None:
-    """Diagnose the small model that comes with the package, in about a minute."""
+    """Diagnose the small model that comes with the package, within a minute."""
     target = fresh_directory(Path("noisescope-demo")) if out is None else out
     layers(
         model=str(demo_model_dir()),
@@ -213,13 +232,25 @@ def run_and_report(
     """Runs a diagnosis under a progress bar, prints it and writes what was asked for."""
     with progress_bar(Console(stderr=True)) as tell:
         diagnosis = diagnose(tell)
-    print_diagnosis(Console(), diagnosis)
+    # Neither a closed pipe nor a full disk may lose what an hour has measured.
+    try:
+        written = write_outputs(diagnosis, out, result)
+    finally:
+        print_diagnosis(Console(), diagnosis)
+    for line in written:
+        typer.echo(line)
+
+
+def write_outputs(diagnosis: Diagnosis, out: Path | None, result: Path | None) -> list[str]:
+    """Writes what was asked for and returns lines that say so."""
+    written = []
     if out is not None:
         write_directory(diagnosis, out)
-        typer.echo(f"Written: {out / 'result.json'}, records.jsonl and heatmap.png beside it.")
+        written.append(f"Written: {out / 'result.json'}, records.jsonl and heatmap.png beside it.")
     if result is not None:
         write_result(result_of(diagnosis), result)
-        typer.echo(f"Written: {result}")
+        written.append(f"Written: {result}")
+    return written or ["Nothing was written: --out DIR keeps result, records and heatmap."]
 
 
 def check_names(operators: str) -> None:
@@ -240,6 +271,8 @@ def check_numbers(seed: int, **counts: int | None) -> None:
 
 def check_outputs(out: Path | None, result: Path | None) -> None:
     """Raises InputError unless what is to be written is absent and its directory takes files."""
+    if out is not None and result is not None and result.absolute().is_relative_to(out.absolute()):
+        raise InputError(f"--result {result} lies in --out {out}: name a file outside of it")
     for option, path in (("--out", out), ("--result", result)):
         if path is not None:
             check_output(option, path)
@@ -247,6 +280,9 @@ def check_outputs(out: Path | None, result: Path | None) -> None:
 
 def main() -> None:
     """Runs the command line; leaves with 0, 2 for a user's mistake, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of ASCII shows '?' for a bar
     sys.exit(run())
 
 

@@ -61,7 +61,8 @@ def diagnose_layers(
     """
     plan = Plan((), draws, seed, batch_size)
     step = window if stride is None else stride
-    windows = layer_windows(find_regions(loaded.model).n_layers, window, step)
+    n_layers = find_regions(loaded.model).n_layers
+    windows = layer_windows(n_layers, window, step)
     records = probe(loaded, task)
     inside = [r for r in records if r.site.region.isdigit()]
     wanted = _resolve(operators, inside)
@@ -76,7 +77,8 @@ def diagnose_layers(
     settings = {"window_size": window, "stride": step, "operators": list(wanted)}
     layers = {window_name(w): w for w in windows}
     plan = replace(plan, conditions=conditions)
-    return _diagnose("layers", loaded, task, error_model, plan, settings, layers, progress)
+    told = replace(task, notes=(*task.notes, *_uncovered_note(windows, n_layers)))
+    return _diagnose("layers", loaded, told, error_model, plan, settings, layers, progress)
 
 
 def diagnose_operators(

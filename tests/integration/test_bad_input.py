@@ -258,10 +258,35 @@ def test_gpt2_has_layer_norm_and_no_rms_norm(capsys, place):
 
 def test_more_samples_than_there_are_are_all_used_and_said(capsys, place):
     assert run([*GOOD, "--samples=50", "--out=study"]) == 0
-    assert "50 samples asked for, 3 in test.parquet: all are used" in capsys.readouterr().out
+    said = "50 samples asked for, 3 in test.parquet: all are used"
+    assert f"Note: {said}\n" in capsys.readouterr().out
     result = json.loads((place / "study" / "result.json").read_text())
     assert result["config"]["n_samples"] == 3
-    assert result["notes"] == ["50 samples asked for, 3 in test.parquet: all are used"]
+    assert result["notes"].count(said) == 1
+
+
+def test_clean_answers_that_were_cut_are_said(capsys, place):
+    assert run([*GOOD, "--samples=3", "--max-new-tokens=2"]) == 0
+    assert "clean answers were cut at 2 tokens" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_result_inside_the_output_directory_is_refused(capsys, place):
+    line = refusal(capsys, place, *GOOD, "--out=study", "--result=study/result.json")
+    assert "--result study/result.json lies in --out study" in line
+
+
+def test_a_context_too_short_is_told_before_the_model_runs(capsys, place):
+    """Learned positions end with the context: a longer prompt would break inside the model."""
+    model = small_model("gpt2", n_positions=8, vocab_size=600)
+    model.save_pretrained(place / "short")
+    line = refusal(capsys, place, *GOOD, "--model=short", "--tokenizer=llama")
+    assert "the model takes at most 8" in line
+
+
+def test_a_tokenizer_of_another_model_is_told(capsys, place):
+    small_model("llama", vocab_size=3).save_pretrained(place / "tiny")
+    line = refusal(capsys, place, *GOOD, "--model=tiny", "--tokenizer=llama")
+    assert "the model knows 0 to 2" in line
 
 
 def test_without_a_chat_template_the_prompt_is_plain_and_it_is_said(capsys, place):
@@ -282,13 +307,18 @@ def test_a_masked_model_cannot_be_measured_but_its_sites_be_listed(capsys, place
 def test_an_output_made_meanwhile_stays_untouched(capsys, place, monkeypatch):
     from noisescope import cli
 
-    def print_and_occupy(console, diagnosis):
+    diagnose = cli.diagnose_layers
+
+    def diagnose_and_occupy(*given, **options):
         (place / "study").mkdir()
         (place / "study" / "mine").write_text("mine")
+        return diagnose(*given, **options)
 
-    monkeypatch.setattr(cli, "print_diagnosis", print_and_occupy)
+    monkeypatch.setattr(cli, "diagnose_layers", diagnose_and_occupy)
     assert run([*GOOD, "--out=study"]) == 2
-    assert "cannot write --out study" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "cannot write --out study" in told.err
+    assert "KL, nats/token" in told.out, "what was measured is shown all the same"
     assert [p.name for p in (place / "study").iterdir()] == ["mine"]
     assert not list(place.glob(".study*"))
 

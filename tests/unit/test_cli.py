@@ -85,7 +85,7 @@ def test_the_batch_size_changes_no_figure_that_is_printed(model, data, capsys):
     shown = []
     for size in (1, 2, 3):
         assert run(good(model, data, f"--batch-size={size}")) == 0
-        table = capsys.readouterr().out.split("Coverage")[0]
+        table = capsys.readouterr().out.split("\ncoverage")[0]
         # Padding is counted among the elements of the dose, so its share may differ.
         shown.append(re.sub(r" +0\.0\d+ on +\d+%", "", table))
     assert shown[0] == shown[1] == shown[2]

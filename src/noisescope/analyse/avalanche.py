@@ -17,6 +17,7 @@ from noisescope.analyse.summary import Table
 from noisescope.records import CLEAN
 
 LEVEL = 0.05
+LEAST_SAMPLES = 10
 _HOPELESS = 0.5  # above it the estimate would be thousands of samples, and worth nothing
 
 
@@ -75,11 +76,20 @@ def _worst(measure: str, losses: Mapping[str, NDArray[np.float64]]) -> Worst:
     worst = max(means, key=lambda name: means[name])
     if means[worst] <= 0:
         return _none(measure, "no condition did worse than the clean model")
+    broken = tuple(n for n in losses if n != worst and finite[n].shape != losses[n].shape)
     others = [CLEAN, *(name for name in losses if name != worst)]
     adjusted = holm([_compare(losses, worst, other, measure) for other in others])
-    rivals = tuple(o for o, p in zip(others, adjusted, strict=True) if not p < LEVEL)
+    by_name = dict(zip(others, adjusted, strict=True))
+    rivals = tuple(o for o in others if o in broken or not by_name[o] < LEVEL)
     p_value = math.nan if any(map(math.isnan, adjusted)) else max(adjusted)
-    told = _sentence(worst, rivals, losses[worst].shape, p_value)
+    draws, samples = losses[worst].shape
+    if samples < LEAST_SAMPLES:
+        reason = f"inconclusive: {worst} loses most, but {samples} samples are too few to tell"
+        return Worst(worst, measure, False, p_value, tuple(others), f"{reason}; use 50 or more")
+    if broken and set(rivals) <= set(broken):
+        reason = f"inconclusive: {worst} loses most among what can be compared, but the logits of "
+        return Worst(worst, measure, False, p_value, rivals, f"{reason}{_or(broken)} overflowed")
+    told = _sentence(worst, {r: by_name[r] for r in rivals}, draws, samples, p_value)
     return Worst(worst, measure, not rivals, p_value, rivals, told)
 
 
@@ -96,18 +106,24 @@ def _compare(
     return t_test_p(mine - theirs)
 
 
-def _sentence(worst: str, rivals: Sequence[str], shape: tuple[int, ...], p_value: float) -> str:
-    draws, samples = shape
+def _sentence(
+    worst: str, rivals: Mapping[str, float], draws: int, samples: int, p_value: float
+) -> str:
     data = f"{samples} samples, {'one draw' if draws == 1 else f'{draws} draws'}"
     if not rivals:
         return f"{worst} loses most, beyond chance (p = {p_value:.2g} by Holm, {data})"
-    others = ["the clean model"] if CLEAN in rivals else list(rivals)
-    told = " or ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    chance = "too few for a test" if math.isnan(p_value) else f"p = {p_value:.2g} by Holm"
+    named = [CLEAN] if CLEAN in rivals else list(rivals)
+    p_named = max((rivals[name] for name in named), key=lambda p: math.inf if p != p else p)
+    told = "the clean model" if CLEAN in rivals else _or(named)
+    chance = "too few for a test" if math.isnan(p_named) else f"p = {p_named:.2g} by Holm"
     return (
         f"inconclusive: {worst} loses most, but cannot be told from {told} ({chance}, {data}); "
         f"{_advice(samples, p_value)}"
     )
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _advice(samples: int, p_value: float) -> str:

@@ -7,11 +7,14 @@ can make.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+# Mean squares below this share of the rest are its rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
         confidence: Of the two-sided interval.
 
     Returns:
-        The interval. N < 2 gives NaN bounds. K = 1 gives the interval over questions alone.
+        The interval. N < 2, and values that are all the same, give NaN bounds: there is no spread
+        to judge by. K = 1 gives the interval over questions alone.
 
     Source: two-way random effects without replication; degrees of freedom by Satterthwaite 1946.
     """
@@ -58,9 +62,27 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
     mean = float(values.mean())
     if N < 2:
         return Interval(mean, math.nan, math.nan, math.nan, K > 1)
+    if np.ptp(values) == 0:
+        return Interval(mean, math.nan, math.nan, math.nan, K > 1)
     variance, degrees = _variance_of_mean(values)
     half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, degrees, K > 1)
+
+
+def share_interval(values_KN: NDArray[np.float64]) -> Interval:
+    """Returns `crossed_interval` for differences of right answers, each 1, 0 or -1.
+
+    Where all are the same, the share of others is at most about 3 / N with 95 % confidence.
+
+    Source: the rule of three, Hanley and Lippman-Hand 1983.
+    """
+    values = finite_questions(values_KN)
+    interval = crossed_interval(values)
+    N = values.shape[1]
+    if N < 2 or np.ptp(values) > 0:
+        return interval
+    low, high = max(-1.0, interval.mean - 3 / N), min(1.0, interval.mean + 3 / N)
+    return replace(interval, low=low, high=high)
 
 
 def finite_questions(values_KN: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -82,6 +104,8 @@ def _variance_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
     ms_rest = float((rest**2).sum()) / ((K - 1) * (N - 1))
     total = ms_draw + ms_question - ms_rest
     largest = max(ms_draw, ms_question)
+    if largest <= _ROUNDING * ms_rest:  # both are level: what is left is all there is to judge by
+        return ms_rest / (K * N), float((K - 1) * (N - 1))
     if total <= largest:
         return largest / (K * N), float(K - 1 if ms_draw >= ms_question else N - 1)
     parts = ms_draw**2 / (K - 1) + ms_question**2 / (N - 1) + ms_rest**2 / ((K - 1) * (N - 1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.analyse.intervals import Interval, crossed_interval
+from noisescope.analyse.intervals import Interval, crossed_interval, share_interval
 from noisescope.records import CLEAN, Record
 
 
@@ -83,7 +83,7 @@ class Table:
         return Summary(
             condition=condition,
             accuracy=accuracy,
-            accuracy_drop=crossed_interval(self.accuracy_drops(condition)),
+            accuracy_drop=share_interval(self.accuracy_drops(condition)),
             degradation=degradation(self.baseline_accuracy, accuracy),
             kl_nats=crossed_interval(kl_KN),
             nll_change_nats=crossed_interval(self.values(condition, "nll_change_nats")),

@@ -35,6 +35,12 @@ class CoverageRow:
     rows: str
     dose: Dose
 
+    def __str__(self) -> str:
+        return (
+            f"{self.operator}: {self.seen} sites seen, {self.selected} selected, "
+            f"{self.perturbed} perturbed; {self.dose}"
+        )
+
 
 def coverage_table(records: Sequence[SiteRecord]) -> list[CoverageRow]:
     """Returns a line for every operator that was seen, in the order of `OPERATORS`."""

@@ -154,4 +154,6 @@ def _as_tuple(values: Any) -> tuple[Any, ...] | None:
         return None
     if isinstance(values, (str, int)):
         return (values,)
+    if not isinstance(values, Iterable):
+        raise SelectionError(f"{values!r} selects nothing: give a name, a number, or a list.")
     return tuple(dict.fromkeys(values))

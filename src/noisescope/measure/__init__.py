@@ -3,7 +3,6 @@
 from noisescope.measure.conditions import (
     Condition,
     layer_windows,
-    window_conditions,
     window_name,
 )
 from noisescope.measure.generate import greedy_answers
@@ -30,6 +29,5 @@ __all__ = [
     "measure",
     "score_rows",
     "token_metrics",
-    "window_conditions",
     "window_name",
 ]

@@ -11,6 +11,7 @@ from noisescope.errors import DoseError
 from noisescope.inject import Session
 from noisescope.inject.session import check_fired
 from noisescope.records import CLEAN, Record
+from noisescope.tasks import Task
 
 _ADVICE = "use a larger scale, float32, or stochastic rounding"
 
@@ -63,6 +64,16 @@ def not_finite_note(records: Sequence[Record]) -> str | None:
     return (
         f"noise made logits overflow in {_few(list(broken))} ({worst}: {count} of {total} records "
         "without a finite KL): they are left out, so the loss there is larger than is shown"
+    )
+
+
+def cut_note(cut: int, task: Task) -> str | None:
+    """Returns one line about clean answers that ended for want of tokens, or None."""
+    if not cut:
+        return None
+    return (
+        f"{cut} of {len(task.samples)} clean answers were cut at {task.max_new_tokens} tokens and "
+        "may count as wrong for that: allow more with --max-new-tokens"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from noisescope.inject import Session
-from noisescope.measure.generate import greedy_answers
+from noisescope.measure.generate import end_tokens, greedy_answers
 from noisescope.measure.score import Score, answer_logits, make_sequences, score_rows
 from noisescope.models import LoadedModel
 from noisescope.records import CLEAN, Record
@@ -59,6 +59,7 @@ class CleanBatch:
     Attributes:
         records: The clean records.
         nlls: Loss of the clean model along each sample's scored tokens, where there are any.
+        cut: Clean answers that reached the most tokens before an end token.
     """
 
     def __init__(self, loaded: LoadedModel, task: Task, batch: Batch) -> None:
@@ -73,6 +74,8 @@ class CleanBatch:
         )
         self._logits_NV = answer_logits(loaded.model, self._sequences)
         scores = score_rows(self._logits_NV, self._logits_NV, self._sequences)
+        ends, most = end_tokens(loaded.model), task.max_new_tokens
+        self.cut = sum(len(a) >= most and a[-1] not in ends for a in answers or ()) if ends else 0
         self.nlls = [s.clean_nll_nats for s in scores if s.tokens]
         self.records = self._records(CLEAN, 0, scores, answers)
 

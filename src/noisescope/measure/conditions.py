@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from noisescope.errors import InputError
-from noisescope.inject import Selection, make_selection
+from noisescope.inject import Selection
 from noisescope.noise import ErrorModel
 
 
@@ -24,7 +24,9 @@ class Condition:
 
 
 def layer_windows(n_layers: int, window: int, stride: int) -> list[tuple[int, ...]]:
-    """Returns sliding windows of layers; the last one is moved back so that every layer is covered.
+    """Returns sliding windows of layers; the last one is moved back to end with the last layer.
+
+    A stride beyond the window leaves layers out.
 
     Args:
         n_layers: Layers of the model.
@@ -54,13 +56,3 @@ def layer_windows(n_layers: int, window: int, stride: int) -> list[tuple[int, ..
 def window_name(layers: Sequence[int]) -> str:
     """Names a window: ``L0-2``, or ``L7`` for a single layer."""
     return f"L{layers[0]}" if len(layers) == 1 else f"L{layers[0]}-{layers[-1]}"
-
-
-def window_conditions(
-    windows: Sequence[tuple[int, ...]], error_model: ErrorModel, operators: Sequence[str] | None
-) -> list[Condition]:
-    """Makes a condition per window, with noise on these operators in its layers."""
-    return [
-        Condition(window_name(w), error_model, make_selection(layers=w, operators=operators))
-        for w in windows
-    ]

@@ -32,7 +32,7 @@ def greedy_answers(
         context_length: The most positions the model takes; None: not limited.
         before_rows: Told which prompts are the rows of the coming forward passes.
     """
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     answers: list[list[int]] = [[] for _ in prompts]
 
     def is_done(row: int) -> bool:
@@ -87,7 +87,8 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _end_tokens(model: Any) -> set[int]:
+def end_tokens(model: Any) -> set[int]:
+    """Returns the tokens that end an answer; none where the model names none."""
     given = getattr(model.generation_config, "eos_token_id", None)
     if given is None:
         return set()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from noisescope.errors import DoseWarning, InputError
 from noisescope.inject import Session
-from noisescope.measure.attest import check_arrived, not_finite_note, weak_dose_note
+from noisescope.measure.attest import check_arrived, cut_note, not_finite_note, weak_dose_note
 from noisescope.measure.batch import Batch, CleanBatch, make_batches
 from noisescope.measure.plan import Measurement, Plan, Progress
 from noisescope.models import LoadedModel
@@ -39,11 +39,13 @@ def measure(
     tell = _counter(progress, len(batches) * (1 + len(sessions) * plan.draws))
     records: list[Record] = []
     clean_nlls: list[float] = []
+    cut = 0
     for batch in batches:
         tell(CLEAN)
         clean = CleanBatch(loaded, task, batch)
         records += clean.records
         clean_nlls += clean.nlls
+        cut += clean.cut
         for name, session in sessions.items():
             for draw in range(plan.draws):
                 tell(name if plan.draws == 1 else f"{name}, draw {draw + 1} of {plan.draws}")
@@ -54,7 +56,8 @@ def measure(
     order = {name: i for i, name in enumerate([CLEAN, *sessions])}
     records.sort(key=lambda r: (order[r.condition], r.draw))  # stable: samples keep their order
     nll = sum(clean_nlls) / len(clean_nlls) if clean_nlls else float("nan")
-    return Measurement(tuple(records), sessions, nll, _notes(sessions, records))
+    notes = _notes(sessions, records, cut_note(cut, task))
+    return Measurement(tuple(records), sessions, nll, notes)
 
 
 def _encoded_batches(loaded: LoadedModel, task: Task, plan: Plan) -> list[Batch]:
@@ -83,8 +86,10 @@ def _counter(progress: Progress | None, total: int) -> Callable[[str], None]:
     return tell
 
 
-def _notes(sessions: dict[str, Session], records: Sequence[Record]) -> tuple[str, ...]:
+def _notes(
+    sessions: dict[str, Session], records: Sequence[Record], cut: str | None
+) -> tuple[str, ...]:
     weak_dose = weak_dose_note(sessions)
     if weak_dose is not None:
         warnings.warn(weak_dose, DoseWarning, stacklevel=3)
-    return tuple(note for note in (weak_dose, not_finite_note(records)) if note is not None)
+    return tuple(note for note in (weak_dose, not_finite_note(records), cut) if note is not None)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from noisescope.errors import InputError
 
 CONFIG_NAME = "config.json"
+_GENERATION_NAME = "generation_config.json"
 _WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -35,9 +36,16 @@ def check_directory(path: Path, what: str) -> None:
         path: The path.
         what: What it stands for in the message: ``"model"`` or ``"tokenizer"``.
     """
-    if path.is_dir():
+    try:
+        is_directory, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {what} directory {str(path)!r}: {error.strerror}; give a local Hugging "
+            "Face directory"
+        ) from error
+    if is_directory:
         return
-    if path.exists():
+    if is_there:
         raise InputError(f"{what} {str(path)!r} is a file: give the directory that holds it")
     raise InputError(
         f"no such {what} directory: {str(path)!r}; a local Hugging Face directory is accepted, so "
@@ -49,15 +57,36 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns the directory's config.json.
 
     Raises:
-        InputError: It is missing, or not a JSON object.
+        InputError: It is missing, not a JSON object, or its model_type is not a text.
     """
     file = path / CONFIG_NAME
-    if not file.is_file():
+    if not _is_file(file):
         raise InputError(
             f"no {CONFIG_NAME} in {str(path)!r}: give a Hugging Face model directory "
             f"({CONFIG_NAME} and safetensors files)"
         )
-    return _read_json(file)
+    content = _read_json(file)
+    model_type = content.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise InputError(
+            f"model_type {model_type!r} in {str(file)!r}: a text such as 'llama' is accepted; "
+            "download it again"
+        )
+    return content
+
+
+def check_generation_config(path: Path) -> None:
+    """Raises an InputError if generation_config.json has end tokens that are no token ids."""
+    file = path / _GENERATION_NAME
+    if not _is_file(file):
+        return
+    value = _read_json(file).get("eos_token_id")
+    for token in value if isinstance(value, list) else [] if value is None else [value]:
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise InputError(
+                f"eos_token_id {value!r} in {str(file)!r}: a whole number from 0 up, or a list of "
+                "them, is accepted; correct it there"
+            )
 
 
 def check_weights(path: Path) -> None:
@@ -66,9 +95,9 @@ def check_weights(path: Path) -> None:
     Raises:
         InputError: There are none, a shard is missing, or a file is damaged.
     """
-    if (path / _WEIGHTS_NAME).is_file():
+    if _is_file(path / _WEIGHTS_NAME):
         names: Iterable[str] = [_WEIGHTS_NAME]
-    elif (path / _INDEX_NAME).is_file():
+    elif _is_file(path / _INDEX_NAME):
         names = _shard_names(path / _INDEX_NAME)
     else:
         raise InputError(_no_weights(path))
@@ -78,7 +107,7 @@ def check_weights(path: Path) -> None:
 
 def has_tokenizer(path: Path) -> bool:
     """Says whether a tokenizer's vocabulary lies in the directory."""
-    return any((path / name).is_file() for name in _TOKENIZER_NAMES)
+    return any(_is_file(path / name) for name in _TOKENIZER_NAMES)
 
 
 def _no_weights(path: Path) -> str:
@@ -99,7 +128,7 @@ def _shard_names(index: Path) -> list[str]:
     if not isinstance(shards, dict) or not shards:
         raise InputError(f"{str(index)!r} has no 'weight_map': download the model again")
     names = sorted({str(name) for name in shards.values()})
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not _is_file(index.parent / name)]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(names)} shards missing in {str(index.parent)!r}, first "
@@ -119,10 +148,19 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {str(file)!r}: {error.strerror}; give a directory whose files can be read"
+        ) from error
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{str(file)!r} is not JSON ({one_line(error)}): download it again"
         ) from error

@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from noisescope.errors import InputError
 from noisescope.models.checkpoint import (
     check_directory,
+    check_generation_config,
     check_weights,
     has_tokenizer,
     one_line,
@@ -43,7 +44,9 @@ from noisescope.models.options import check_attention, parse_device, parse_dtype
 _LOAD_ERRORS = (
     OSError,
     ValueError,
-    KeyError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
     TypeError,
     RuntimeError,
     ImportError,
@@ -92,8 +95,8 @@ def load_model(
     Args:
         path: The directory: config.json and safetensors files.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None or ``"auto"``: as saved.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` to spread the model
-            over all devices; None: the first GPU, or else the CPU.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` to spread the model over all
+            devices; None: the first GPU, or else the CPU.
         tokenizer: Directory of the tokenizer; None: the model's directory, if it has one.
         trust_remote_code: Runs Python code that lies in the directory.
         attn_implementation: One of ``ATTENTIONS``; None: ``"sdpa"`` where the model has it, or
@@ -134,6 +137,7 @@ def load_model(
 def _check_model(path: Path, trust_remote_code: bool) -> None:
     check_directory(path, "model")
     content = read_config(path)
+    check_generation_config(path)
     check_weights(path)
     is_known = content.get("model_type") in CONFIG_MAPPING
     if content.get("auto_map") and not is_known and not trust_remote_code:
@@ -183,7 +187,10 @@ def _load_weights(
     path: Path, config: PretrainedConfig, options: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, list[str]]:
     """Returns the model, all of its weights from the directory, and notes."""
-    model_class = _model_class(config, options["trust_remote_code"])
+    model_class = _in_one_line(
+        f"the configuration in {str(path)!r}",
+        lambda: _model_class(config, options["trust_remote_code"]),
+    )
 
     def load() -> Any:
         # Mismatched shapes are let through here to be named below: the library's own error
@@ -263,6 +270,8 @@ def _in_one_line(what: str, load: Callable[[], Any]) -> Any:
     """Runs a loader of the libraries; their errors about its input become one line."""
     try:
         return load()
+    except InputError:
+        raise
     except _LOAD_ERRORS as error:
         raise InputError(
             f"cannot load {what}: {type(error).__name__}: {one_line(error)}"

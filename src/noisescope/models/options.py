@@ -42,8 +42,8 @@ def parse_device(device: str | None) -> str:
 
 def _devices_here() -> list[str]:
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    return ["cpu", *(["cuda"] if gpus else []), *gpus, *mps]
+    # Not "mps": noise and metrics are computed in float64, which it lacks.
+    return ["cpu", *(["cuda"] if gpus else []), *gpus]
 
 
 def check_attention(name: str | None) -> None:

@@ -101,3 +101,5 @@ def _check_scale(scale: float) -> None:
         raise InputError(
             f"noise scale {scale!r}: a finite number of at least 0 is needed; try 0.05"
         )
+    if scale > torch.finfo(torch.float32).max:
+        raise InputError(f"noise scale {scale!r} is infinite in float32; try 0.05")

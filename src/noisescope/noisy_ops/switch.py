@@ -107,8 +107,8 @@ def set_noise_seed(seed: int = 0, draw: int = 0) -> None:
         InputError: One of them is out of range.
     """
     for name, word in (("seed", seed), ("draw", draw)):
-        if not 0 <= word < 2**32:
-            raise InputError(f"{name} {word}: a whole number from 0 to 2**32 - 1 is needed.")
+        if not isinstance(word, int) or not 0 <= word < 2**32:
+            raise InputError(f"{name} {word!r}: a whole number from 0 to 2**32 - 1 is needed.")
     STATE.seed, STATE.draw = seed, draw
     holders: list[Any] = [known.tracker.reader for known in STATE.models.values()]
     if STATE.injector is not None:

@@ -17,7 +17,11 @@ def check_output(option: str, path: Path) -> None:
         option: What the path was given as, for the message.
         path: The file or directory to be written later.
     """
-    if path.exists() or path.is_symlink():
+    try:
+        is_taken = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise InputError(f"{option}: {error.strerror}; name another") from error
+    if is_taken:
         raise InputError(f"{option} {path} exists already: name one that does not")
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -42,7 +46,7 @@ def fresh_directory(base: Path) -> Path:
 def write_directory(diagnosis: Diagnosis, out: Path) -> None:
     """Writes result, records and heatmap; the directory appears whole or not at all."""
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        made = Path(tempfile.mkdtemp(prefix=".noisescope-", dir=out.absolute().parent))
     except OSError as error:
         raise InputError(f"cannot write --out {out}: {error.strerror}; name another") from error
     try:

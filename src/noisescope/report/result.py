@@ -6,6 +6,7 @@ give equal files.
 
 import json
 import math
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -76,13 +77,17 @@ def write_records(records: Sequence[Record], path: Path) -> None:
 
 
 def _write_new(path: Path, text: str) -> None:
+    made = path.with_name(f".noisescope-{os.getpid()}")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        made.write_text(text, encoding="utf-8")
+        path.open("x").close()  # takes the name, or fails where it is taken
+        made.replace(path)
     except FileExistsError:
         raise InputError(f"{path} exists already: name a file that does not") from None
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; name another place") from error
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def _config(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from noisescope.analyse import Interval, Worst
-from noisescope.inject import CoverageRow, Dose, Site, SiteRecord
+from noisescope.inject import Dose, Site, SiteRecord, coverage_table
 from noisescope.measure import Progress as Tell
 from noisescope.study import Diagnosis
 
@@ -48,7 +48,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Prints the table with a bar per condition, the coverage, the verdicts and the notes."""
     console.print(_headline(diagnosis))
     console.print(_condition_table(diagnosis, console.width))
-    console.print(_coverage_line(diagnosis))
+    sessions = diagnosis.measurement.sessions.values()
+    print_coverage(console, [record for session in sessions for record in session.records])
     for label, worst in (("accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
         console.print(_verdict(label, worst, diagnosis.kind))
     for note in diagnosis.notes:
@@ -62,8 +63,9 @@ def _headline(diagnosis: Diagnosis) -> Text:
         if math.isnan(diagnosis.baseline_accuracy)
         else f"clean accuracy {diagnosis.baseline_accuracy:.1%}"
     )
+    name = "".join(c if c.isprintable() else "?" for c in loaded.path.name)
     return Text(
-        f"{loaded.path.name} ({str(loaded.dtype).removeprefix('torch.')}, {loaded.device}), "
+        f"{name} ({str(loaded.dtype).removeprefix('torch.')}, {loaded.device}), "
         f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
         f"{', '.join(diagnosis.settings['operators'])}; {len(diagnosis.task.samples)} samples, "
         f"{draws} draw{'s' if draws > 1 else ''}, seed {diagnosis.plan.seed}; {baseline}"
@@ -120,27 +122,21 @@ def _verdict(label: str, worst: Worst, kind: str) -> Text:
     return line.append(f" ({worst.reason})")
 
 
-def _coverage_line(diagnosis: Diagnosis) -> Text:
-    """Sums the coverage up: sites perturbed, and what is not known of them."""
-    rows = [r for s in diagnosis.measurement.sessions.values() for r in s.coverage()]
-    perturbed = sum(r.perturbed for r in rows)
-    outputs = sum(r.forward for r in rows)
-    line = f"Coverage: {perturbed} sites perturbed, {outputs:,} outputs"
-    lost = sorted({r.operator for r in rows if r.rows == _ROWS_LOST and r.forward})
-    if lost:
-        line += f"; rows lost their sample in {', '.join(lost)} (their noise depends on the batch)"
-    return Text(line)
-
-
-def print_coverage(console: Console, rows: Sequence[CoverageRow]) -> None:
-    """Prints the coverage table: per operator the sites seen, selected and perturbed."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("operator", "seen", "selected", "perturbed", "rows known by", "dose"):
-        table.add_column(name, justify="left" if name == "operator" else "right")
+def print_coverage(console: Console, records: Sequence[SiteRecord]) -> None:
+    """Prints the coverage: per operator the sites seen, selected and perturbed, and the dose."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for name in ("coverage", "seen", "selected", "perturbed", "outputs", "dose"):
+        table.add_column(name, justify="left" if name == "coverage" else "right")
+    rows = coverage_table(records)
     for row in rows:
-        counts = (str(n) for n in (row.seen, row.selected, row.perturbed))
-        table.add_row(row.operator, *counts, row.rows, _dose(row.dose))
+        counts = (row.seen, row.selected, row.perturbed, row.forward)
+        table.add_row(row.operator, *(f"{n:,}" for n in counts), _dose(row.dose))
     console.print(table)
+    lost = [row.operator for row in rows if row.rows == _ROWS_LOST and row.forward]
+    if lost:
+        console.print(
+            Text(f"Rows lost their sample in {', '.join(lost)}: noise there depends on the batch.")
+        )
 
 
 def print_sites(console: Console, records: Sequence[SiteRecord], is_full: bool) -> None:
@@ -190,6 +186,8 @@ def _number(value: float) -> str:
 
 def _estimate(interval: Interval) -> str:
     """Writes a mean with its 95 % interval, e.g. `0.022 [0.0053, 0.038]`."""
+    if interval.mean == 0 and not interval.is_known:
+        return "0"
     if not interval.is_known:
         return f"{_number(interval.mean)} [too few data]"
     return f"{_number(interval.mean)} [{max(0.0, interval.low):.2g}, {interval.high:.2g}]"

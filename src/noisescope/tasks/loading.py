@@ -57,8 +57,6 @@ _Reader = Callable[[Path, int | None], tuple[list[Sample], int]]
 
 def _reader(path: Path) -> _Reader:
     """Chooses by what the file begins with, then by its suffix."""
-    if path.is_dir():
-        raise InputError(f"data {str(path)!r} is a directory: give a parquet, jsonl or txt file")
     try:
         with path.open("rb") as file:
             is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
@@ -66,8 +64,18 @@ def _reader(path: Path) -> _Reader:
         raise InputError(
             f"no such data file: {str(path)!r}; a parquet, jsonl or txt file is accepted"
         ) from None
+    except IsADirectoryError:
+        raise InputError(
+            f"data {str(path)!r} is a directory: give a parquet, jsonl or txt file"
+        ) from None
     except OSError as error:
-        raise InputError(f"cannot read data {str(path)!r}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read data {str(path)!r}: {error.strerror}; give a parquet, jsonl or txt file"
+        ) from error
+    except ValueError as error:  # a path with a null character
+        raise InputError(
+            f"cannot read data {str(path)!r}: {error}; give a parquet, jsonl or txt file"
+        ) from error
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_text}
     suffix = ".parquet" if is_parquet else path.suffix.lower()
     if suffix not in readers:
@@ -97,6 +105,12 @@ def _check_columns(path: Path, schema: Any) -> None:
         raise InputError(
             f"{str(path)!r} has no column {missing[0]!r}, only "
             f"{', '.join(schema.names) or 'none'}; needed are {' and '.join(_PARQUET_COLUMNS)}"
+        )
+    repeated = [name for name in _PARQUET_COLUMNS if schema.names.count(name) > 1]
+    if repeated:
+        raise InputError(
+            f"{str(path)!r} has {schema.names.count(repeated[0])} columns named {repeated[0]!r}; "
+            "one is accepted: rename or drop the others"
         )
     prompt, reward = (schema.field(name).type for name in _PARQUET_COLUMNS)
     is_chat = (pa.types.is_list(prompt) or pa.types.is_large_list(prompt)) and _has_fields(
@@ -144,6 +158,8 @@ def _jsonl_sample(path: Path, number: int, line: str, index: int) -> Sample:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{where} is not a JSON object with {' and '.join(_JSONL_KEYS)}")
     for key in _JSONL_KEYS:

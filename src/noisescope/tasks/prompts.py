@@ -12,6 +12,16 @@ from noisescope.errors import InputError
 from noisescope.tasks.samples import Sample, Task
 
 PLAIN_PROMPT_NOTE = "no chat template: prompts are given as plain text"
+# A template is a program of the directory's: it may divide by zero, or index what is not there.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def uses_plain_prompt(task: Task, tokenizer: Any) -> bool:
@@ -38,8 +48,8 @@ def encode_sample(sample: Sample, tokenizer: Any) -> list[int]:
         return list(sample.prompt_ids)
     if tokenizer is None:
         raise InputError(
-            f"sample {sample.name!r} is text and the model has no tokenizer: name one's directory, "
-            "or give samples as token ids"
+            f"sample {sample.name!r} is text and the model has no tokenizer: give the directory "
+            "of one (--tokenizer DIR), or from Python samples as token ids"
         )
     if sample.messages is not None and tokenizer.chat_template:
         return _encode_chat(sample, tokenizer)
@@ -95,7 +105,7 @@ def _encode_chat(sample: Sample, tokenizer: Any) -> list[int]:
             return_dict=False,
             tokenizer_kwargs={"verbose": False},
         )
-    except (jinja2.TemplateError, ValueError) as error:
+    except _TEMPLATE_ERRORS as error:
         raise InputError(
             f"the chat template refuses sample {sample.name!r}: {' '.join(str(error).split())}"
         ) from error

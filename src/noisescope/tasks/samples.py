@@ -70,6 +70,20 @@ class Sample:
                 )
         if self.truth is not None and not isinstance(self.truth, str):
             raise InputError(f"sample {self.name!r}: truth {self.truth!r} is not a text")
+        self._check_unicode()
+
+    def _check_unicode(self) -> None:
+        texts = [self.name, self.prompt, self.truth]
+        texts += [message[key] for message in self.messages or () for key in ("role", "content")]
+        for text in texts:
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"sample {self.name!r}: {error.object[error.start]!r} at character "
+                    f"{error.start} of a text is not valid Unicode text: drop it, or leave the "
+                    "sample out"
+                ) from error
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_many_equal_windows_seldom_have_a_worst_one():
 
 
 def test_four_rivals_and_more_are_counted():
-    worst = worst_by_kl(kl_table(samples=3, spread=0.5, **{f"L{i}": 5.0 for i in range(6)}))
+    worst = worst_by_kl(kl_table(samples=12, spread=3.0, **{f"L{i}": 5.0 for i in range(6)}))
     assert len(worst.rivals) == 5 and " and 2 more (" in worst.reason
 
 
@@ -85,11 +85,31 @@ def test_one_condition_is_compared_with_the_clean_model_alone():
     assert (worst.condition, worst.is_conclusive) == ("L0", True)
 
 
+@pytest.mark.parametrize("samples", [2, 9])
+def test_a_handful_of_samples_is_never_a_finding(samples):
+    worst = worst_by_kl(kl_table(samples=samples, spread=0.01, L0=1.0, L1=0.2))
+    assert (worst.condition, worst.is_conclusive) == ("L0", False)
+    assert f"{samples} samples are too few to tell" in worst.reason
+    assert worst_by_kl(kl_table(samples=10, spread=0.01, L0=1.0, L1=0.2)).is_conclusive
+
+
+def test_a_condition_whose_logits_overflowed_cannot_be_ruled_out():
+    rng = np.random.default_rng(0)
+    burst = np.full((1, 50), 0.5) + rng.normal(0, 0.05, (1, 50))
+    burst[0, :40] = np.inf
+    mild = 1.0 + rng.normal(0, 0.05, (1, 50))
+    clean = np.zeros((1, 50))
+    table = Table(records(CLEAN, clean) + records("mild", mild) + records("burst", burst))
+    worst = worst_by_kl(table)
+    assert (worst.condition, worst.is_conclusive, worst.rivals) == ("mild", False, ("burst",))
+    assert "the logits of burst overflowed" in worst.reason
+
+
 def test_one_sample_is_too_few_for_a_test():
     worst = worst_by_kl(kl_table(samples=1, L0=1.0, L1=0.2))
     assert (worst.condition, worst.is_conclusive) == ("L0", False)
     assert math.isnan(worst.p_value) and worst.rivals == (CLEAN, "L1")
-    assert "too few for a test" in worst.reason
+    assert "1 samples are too few to tell" in worst.reason
 
 
 def test_noise_that_did_nothing_has_no_worst():

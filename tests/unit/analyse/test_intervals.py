@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from noisescope.analyse import crossed_interval, holm, mcnemar_p, t_test_p
+from noisescope.analyse.intervals import share_interval
 
 
 def anova(values):
@@ -114,9 +115,35 @@ def test_a_question_that_is_not_finite_in_any_draw_is_left_out(broken):
     assert crossed_interval(values) == expected
 
 
-def test_values_that_never_differ_have_an_interval_of_no_width():
-    found = crossed_interval(np.zeros((3, 8)))
-    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_values_that_never_differ_give_no_interval(value):
+    found = crossed_interval(np.full((3, 8), value))
+    assert found.mean == pytest.approx(value)
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"), [(0, -0.03, 0.03), (1, 0.97, 1), (-1, -1, -0.97)]
+)
+def test_no_discordant_answer_leaves_the_rule_of_three(value, low, high):
+    found = share_interval(np.full((2, 100), float(value)))
+    assert (found.mean, found.low, found.high) == pytest.approx((value, low, high))
+    # The exact bound is 1 - 0.05^(1/N), which the rule approximates from above.
+    assert 0.03 >= 1 - 0.05 ** (1 / 100)
+
+
+@pytest.mark.parametrize(
+    "values", [[[0, 1], [1, 0]], [[1, -1], [-1, 1]], [[0, 1, 0, 1], [1, 0, 1, 0]]]
+)
+def test_level_draws_and_questions_leave_the_rest_to_judge_by(values):
+    """Both mean squares vanish though values differ: (K-1)(N-1) degrees and MS_E remain."""
+    table = np.array(values, dtype=float)
+    K, N = table.shape
+    rest = ((table - table.mean()) ** 2).sum() / ((K - 1) * (N - 1))
+    found = crossed_interval(table)
+    half = stats.t.ppf(0.975, (K - 1) * (N - 1)) * math.sqrt(rest / (K * N))
+    assert (found.low, found.high) == pytest.approx((table.mean() - half, table.mean() + half))
+    assert 0 < t_test_p(table) <= 1
 
 
 @pytest.mark.parametrize("N", [2, 10, 80])

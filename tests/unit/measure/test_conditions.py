@@ -5,9 +5,7 @@ import itertools
 import pytest
 
 from noisescope.errors import InputError
-from noisescope.inject import make_selection
-from noisescope.measure import layer_windows, window_conditions, window_name
-from noisescope.noise import RelativeGaussian
+from noisescope.measure import layer_windows, window_name
 
 SIZES = [
     (layers, window, stride)
@@ -57,11 +55,3 @@ def test_a_stride_below_one_is_refused(stride):
 def test_a_model_without_known_layers_is_told_how_to_name_them():
     with pytest.raises(InputError, match=r"register_family\(model_type, layers"):
         layer_windows(0, 1, 1)
-
-
-def test_a_condition_selects_its_windows_layers_and_operators():
-    error_model = RelativeGaussian(0.1)
-    first, second = window_conditions([(0, 1), (2,)], error_model, ["linear"])
-    assert (first.name, second.name) == ("L0-1", "L2")
-    assert first.selection == make_selection(layers=(0, 1), operators="linear")
-    assert second.selection.layers == (2,) and second.error_model is error_model

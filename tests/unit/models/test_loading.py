@@ -189,12 +189,32 @@ def test_what_is_no_directory_is_refused(llama: Path) -> None:
     assert "is a file: give the directory" in refusal(llama / "config.json")
 
 
+def test_paths_that_the_system_refuses_are_answered_in_one_line(tmp_path: Path) -> None:
+    directory = save(tmp_path, max_shard_size="20KB")
+    long = tmp_path / ("x" * 256)
+    assert "cannot read model directory" in refusal(long)
+    assert "cannot read tokenizer directory" in refusal(directory, tokenizer=long)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "x" * 256}}))
+    assert "File name too long; give a directory" in refusal(directory)
+
+
 def test_a_directory_without_config_is_refused(llama: Path) -> None:
     (llama / "config.json").unlink()
     assert "no config.json in" in refusal(llama)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"llama"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '"llama"',
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param("9" * 5000, id="huge"),
+    ],
+)
 def test_a_config_that_is_no_json_object_is_refused(llama: Path, text: str) -> None:
     (llama / "config.json").write_text(text)
     assert "config.json' is not " in refusal(llama)
@@ -208,6 +228,38 @@ def test_an_architecture_that_is_not_known_is_refused(llama: Path) -> None:
 def test_a_field_of_the_wrong_type_is_refused(llama: Path) -> None:
     edit_config(llama, hidden_size="wide")
     assert "cannot load the configuration in" in refusal(llama)
+
+
+@pytest.mark.parametrize("value", [["a"], 3])
+def test_a_model_type_that_is_no_text_is_refused(llama: Path, value: Any) -> None:
+    edit_config(llama, model_type=value)
+    assert f"model_type {value!r} in" in refusal(llama)
+
+
+@pytest.mark.parametrize("field", ["num_attention_heads", "num_key_value_heads"])
+def test_a_model_of_zero_heads_is_refused(llama: Path, field: str) -> None:
+    edit_config(llama, **{field: 0, "head_dim": None})
+    assert "cannot load the " in refusal(llama)
+
+
+@pytest.mark.parametrize("value", [[3], 3])
+def test_architectures_that_are_no_texts_are_refused(llama: Path, value: Any) -> None:
+    edit_config(llama, architectures=value)
+    assert "cannot load the configuration in" in refusal(llama)
+
+
+@pytest.mark.parametrize("value", ["2", -1, 2.0, True, [2, -1], [[2]], {"a": 1}])
+def test_an_end_token_that_is_no_token_id_is_refused(llama: Path, value: Any) -> None:
+    (llama / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert f"eos_token_id {value!r} in" in refusal(llama)
+
+
+@pytest.mark.parametrize("content", [{}, {"eos_token_id": None}, {"eos_token_id": [2, 3]}])
+def test_end_tokens_may_be_several_or_none(llama: Path, content: dict[str, Any]) -> None:
+    (llama / "generation_config.json").write_text(json.dumps(content))
+    loaded = load_model(llama)
+    assert loaded.model.generation_config is not None
+    assert loaded.model.generation_config.eos_token_id == content.get("eos_token_id")
 
 
 def test_a_model_that_is_no_language_model_is_refused(llama: Path) -> None:
@@ -278,6 +330,12 @@ def test_a_damaged_tokenizer_is_refused(llama: Path) -> None:
     assert "cannot load the tokenizer in" in refusal(llama)
 
 
+def test_a_tokenizer_config_that_is_no_object_is_refused(llama: Path) -> None:
+    shutil.copy(shared_path("models/stories260K") / "tokenizer.json", llama)
+    (llama / "tokenizer_config.json").write_text("[]")
+    assert "cannot load the tokenizer in" in refusal(llama)
+
+
 @pytest.mark.parametrize("dtype", ["fp8", "int8", "", torch.int8, torch.float64])
 def test_a_dtype_that_is_not_accepted_is_refused(llama: Path, dtype: Any) -> None:
     text = refusal(llama, dtype=dtype)
@@ -298,6 +356,11 @@ def test_devices_are_those_of_the_machine(llama: Path, monkeypatch: pytest.Monke
     assert "device 'cuda': not available" in refusal(llama, device="cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "accepted here: cpu, cuda, cuda:0, cuda:1" in refusal(llama, device="cuda:2")
+
+
+def test_mps_is_refused_for_want_of_float64(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "device 'mps': not available" in refusal(llama, device="mps")
 
 
 @pytest.mark.parametrize("name", ["flash", "someone/kernel"])

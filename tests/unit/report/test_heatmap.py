@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from helpers.diagnoses import small_diagnosis, with_conditions, with_name
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from noisescope.analyse import Interval
-from noisescope.report import draw_heatmap
+from noisescope.report import draw_heatmap, heatmap
 from noisescope.report.heatmap import drawable
 
 RED = (0xB3 / 255, 0x26 / 255, 0x1E / 255)
@@ -81,3 +82,19 @@ def test_the_same_diagnosis_gives_the_same_picture(tmp_path):
     draw_heatmap(small_diagnosis(), one)
     draw_heatmap(small_diagnosis(), other)
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_rows_and_bars_hold_the_figures_of_the_summaries():
+    summary = dataclasses.replace(
+        small_diagnosis("layers", True).summaries[0],
+        kl_nats=Interval(0.5, 0.2, 0.9, 10.0, False),
+        nll_change_nats=Interval(0.4, 0.1, 0.7, 10.0, False),
+        top1_agreement=Interval(0.97, 0.9, 1.0, 10.0, False),
+        accuracy_drop=Interval(0.125, 0.0, 0.25, 10.0, False),
+    )
+    values = [value for _, (value,) in heatmap._rows((summary,))]
+    assert values == pytest.approx([0.5, 0.4, 3.0, 12.5])
+    axes = Figure().add_subplot()
+    heatmap._draw_intervals(axes, (summary,), None)
+    (segments,) = [c.get_segments() for c in axes.collections]
+    assert segments[0][:, 1] == pytest.approx([0.2, 0.9])

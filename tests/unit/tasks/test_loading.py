@@ -175,6 +175,14 @@ def test_a_parquet_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         load_task(path)
 
 
+@pytest.mark.parametrize("name", ["prompt", "reward_model"])
+def test_a_parquet_with_a_column_twice_is_refused(tmp_path: Path, name: str) -> None:
+    table = pq.read_table(write_rows(tmp_path / "full.parquet", 1))
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"a.parquet' has 2 columns named '{name}'; one is"):
+        load_task(tmp_path / "a.parquet")
+
+
 def test_a_parquet_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.parquet", 9)
     content = path.read_bytes()
@@ -187,6 +195,12 @@ def test_a_parquet_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"question": "?", "answer": "#### 1"}\n\n{"question"\n', "line 3 of .* is not JSON: "),
+        pytest.param("[" * 100_000, "line 1 of .* is not JSON: ", id="deep"),
+        pytest.param("9" * 5000, "line 1 of .* is not JSON: ", id="huge"),
+        (
+            '{"question": "\\ud800", "answer": "#### 1"}\n',
+            r"sample '0': '\\ud800' at character 0 of a text is not valid Unicode text",
+        ),
         ("[1]\n", "line 1 of .* is not a JSON object"),
         ('{"question": "?"}\n', "line 1 of .* has no text 'answer', only question"),
         ('{"question": 3, "answer": "#### 1"}\n', "line 1 of .* has no text 'question', only"),
@@ -216,6 +230,10 @@ def test_a_path_that_is_no_data_file_is_refused(tmp_path: Path) -> None:
         load_task(tmp_path / "nowhere.parquet")
     with pytest.raises(InputError, match="is a directory: give a parquet, jsonl or txt file"):
         load_task(tmp_path)
+    for name in ("x" * 256, "a\0"):
+        with pytest.raises(InputError, match="cannot read data ") as error:
+            load_task(tmp_path / name)
+        assert "\n" not in str(error.value)
     (tmp_path / "a.csv").write_text("question,answer\n")
     with pytest.raises(InputError, match=r"unknown kind '\.csv'; accepted are \.parquet, \.jsonl"):
         load_task(tmp_path / "a.csv")

@@ -48,6 +48,15 @@ def test_a_chat_without_a_template_is_its_contents_as_plain_text(tokenizer: Any)
     assert uses_plain_prompt(task, tokenizer)
 
 
+def test_a_chat_without_a_template_is_joined_by_line_ends_exactly() -> None:
+    words = {"<unk>": 0, "be": 1, "kind\nhello": 2, "there": 3}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    task = make_task([{"messages": ({"role": "system", "content": "be kind"}, *CHAT)}])
+    assert encode_task(task, tokenizer) == [[1, 2, 3]]
+
+
 def test_a_plain_text_passes_by_the_template(tokenizer: Any) -> None:
     tokenizer.chat_template = TEMPLATE
     assert encode_task(make_task(["hello there"]), tokenizer) == [[0, 5, 6]]
@@ -60,14 +69,46 @@ def test_token_ids_need_no_tokenizer() -> None:
 
 
 def test_a_text_without_a_tokenizer_is_refused() -> None:
-    with pytest.raises(InputError, match="sample '0' is text and the model has no tokenizer"):
+    with pytest.raises(
+        InputError, match="sample '0' is text and the model has no tokenizer"
+    ) as error:
         encode_sample(make_task(["hello"]).samples[0], None)
+    assert str(error.value).endswith(
+        "give the directory of one (--tokenizer DIR), or from Python samples as token ids"
+    )
 
 
 def test_a_template_that_refuses_the_chat_is_answered_in_one_line(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('no\nsystem role') }}"
     with pytest.raises(InputError, match="refuses sample '0': no system role"):
         encode_task(make_task([{"messages": CHAT}]), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{{ 'a'.encode('nothing') }}",
+        "{{ '{x}'.format() }}",
+        "{{ 1|xmlattr }}",
+        "{{ messages[9].role }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_that_fails_is_answered_in_one_line(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"template refuses sample '0': .") as error:
+        encode_task(make_task([{"messages": CHAT}]), tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_without_a_token_leaves_too_little(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ '' }}"
+    task = make_task([{"messages": CHAT, "truth": "1"}])
+    with pytest.raises(InputError, match="sample '0' is 0 tokens long, at least 1 are needed"):
+        encode_task(task, tokenizer, context_length=8, vocabulary_size=9)
 
 
 def test_a_prompt_may_fill_the_context_and_no_more() -> None:

@@ -114,3 +114,18 @@ def test_the_fingerprint_follows_the_samples_and_nothing_else() -> None:
     ]
     fingerprints = {Task("one", tuple(other), score_answer).fingerprint for other in others}
     assert len(fingerprints | {first.fingerprint}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "a\ud800", "prompt": "b"},
+        {"prompt": "a\ud800"},
+        {"prompt": "b", "truth": "a\ud800"},
+        {"messages": [{"role": "user", "content": "a\ud800"}]},
+        {"messages": [{"role": "a\ud800", "content": "b"}]},
+    ],
+)
+def test_a_lone_surrogate_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"'\\ud800' at character 1 of a text is not valid Unic"):
+        make_task([fields])

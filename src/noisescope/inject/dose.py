@@ -45,6 +45,8 @@ class Dose:
         return self.elements > 0 and self.relative_l2 < 0.5 * self.asked_relative_l2
 
     def __str__(self) -> str:
+        if not self.elements:
+            return "no noise"
         return (
             f"{self.share_changed:.1%} of elements changed, relative L2 {self.relative_l2:.2e} "
             f"of {self.asked_relative_l2:.2e} asked"

@@ -155,3 +155,32 @@ def test_the_plan_that_was_measured_is_kept():
     assert isinstance(found.plan, Plan)
     assert [c.name for c in found.plan.conditions] == [s.condition for s in found.summaries]
     assert (found.plan.draws, found.plan.seed) == (2, 0)
+
+
+def test_layers_that_no_window_covers_are_named():
+    loaded = loaded_small()
+    found = diagnose_layers(loaded, small_task(loaded), NOISE, window=1, stride=2)
+    assert "layers in no window: 1" in found.notes
+    covered = diagnose_layers(loaded, small_task(loaded), NOISE, window=1)
+    assert not any("no window" in note for note in covered.notes)
+
+
+def test_noise_of_scale_0_is_said_to_change_nothing():
+    loaded = loaded_small()
+    found = diagnose_layers(loaded, small_task(loaded), RelativeGaussian(0.0), window=3)
+    assert "noise of scale 0 changes nothing: every figure is the clean model's" in found.notes
+    assert all(s.kl_nats.mean == 0 for s in found.summaries)
+    assert found.worst_kl.condition is None
+
+
+def test_a_short_answers_cut_is_counted_where_the_model_can_end_an_answer():
+    loaded = loaded_small()
+    task = small_task(loaded)
+    said = {int(token) for sample in task.samples for token in sample.truth.split()}
+    loaded.model.generation_config.eos_token_id = max(set(range(64)) - said)
+    found = diagnose_layers(loaded, task, NOISE, window=3)
+    cut = [note for note in found.notes if "were cut at" in note]
+    assert len(cut) == 1 and cut[0].startswith(f"{len(task.samples)} of {len(task.samples)} clean")
+    loaded.model.generation_config.eos_token_id = None
+    silent = diagnose_layers(loaded, task, NOISE, window=3)
+    assert not any("were cut at" in note for note in silent.notes)

@@ -36,6 +36,13 @@ def test_a_scale_that_is_no_finite_non_negative_number_is_refused(model, scale):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_scale_that_float32_cannot_hold_is_refused(model):
+    with pytest.raises(InputError, match=r"^noise scale 1e\+39 is infinite in float32"):
+        model(1e39)
+    assert model(3e38).scale == 3e38
+
+
 def test_models_by_name():
     assert make_error_model("relative_gaussian", 0.1) == RelativeGaussian(0.1)
     made = make_error_model("absolute_gaussian", 1, "stochastic")

@@ -314,7 +314,7 @@ def main() -> int:
         "--out", type=Path, required=True, help="directory to write; must not exist"
     )
     parser.add_argument("--seed", type=int, default=20261122)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument(

@@ -61,7 +61,7 @@ class ErrorModel(ABC):
             The noisy values, a new tensor of y's dtype (y itself where the model is null), and the
             tally: float64 [6] on y's device, see `tally`.
         """
-        if y_RD.dim() != 2 or len(y_RD) != len(at):
+        if y_RD.dim() != 2 or y_RD.shape[0] != at.sample_R.shape[0]:
             raise ValueError(f"tensor of {list(y_RD.shape)} with an address of {len(at)} rows")
         if self.is_null:
             return y_RD, tally(y_RD, y_RD, torch.zeros_like(y_RD))

@@ -72,7 +72,7 @@ def perturb_gaussian(
     tallies[0, 0] = elements
     arguments = (
         _bits(noisy_RD),
-        _bits(y_RD.detach().contiguous()),
+        _bits((y_RD.detach() if y_RD.requires_grad else y_RD).contiguous()),
         at.sample_R.contiguous().numpy(),
         at.position_R.contiguous().numpy(),
         at.channel_R.contiguous().numpy(),

@@ -1,8 +1,9 @@
 """The ground of every statistic: one record per condition, draw and sample."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 CLEAN = "clean"
 
@@ -15,11 +16,19 @@ class Record:
         condition: The condition's name; `clean` for the clean model.
         draw: Number of the realisation; 0 for the clean model.
         sample: The sample's name.
-        tokens: Tokens that were scored.
+        group: The source that the sample shares with others, if its data tell one.
+        tokens: Tokens that were scored, along the clean answer or the text itself.
         kl_nats: KL(clean || noisy), mean over these tokens, in nats per token.
-        nll_change_nats: Noisy minus clean negative log-likelihood, the same way.
+        kl_p95_nats: 95th percentile over these tokens, linear between order statistics.
+        kl_p99_nats: 99th percentile, likewise.
+        nll_nats: Negative log-likelihood of these tokens under this condition, mean.
+        nll_change_nats: The same minus the clean model's.
         top1_agreement: Share of these tokens whose most likely token is unchanged.
         is_right: Whether the generated answer is right; None where nothing is generated.
+        answer: The generated answer as text; of samples given as ids, ids joined by spaces.
+        is_cut: Whether the answer ended for want of tokens, before its end token.
+        close_calls: Steps of the answer at which the two best logits differed by no more than
+            rounding: there another batch or device may go on with another token.
     """
 
     condition: str
@@ -30,6 +39,13 @@ class Record:
     nll_change_nats: float
     top1_agreement: float
     is_right: bool | None
+    kl_p95_nats: float = math.nan
+    kl_p99_nats: float = math.nan
+    nll_nats: float = math.nan
+    group: str | None = None
+    answer: str | None = None
+    is_cut: bool | None = None
+    close_calls: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns a dictionary for JSON, with None in the place of NaN and infinities."""
@@ -37,3 +53,9 @@ class Record:
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in asdict(self).items()
         }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """Returns the record of a dictionary that `as_json` made, with NaN where a number lacks."""
+        numbers = {f.name for f in fields(cls) if f.type is float}
+        return cls(**{k: math.nan if v is None and k in numbers else v for k, v in entry.items()})

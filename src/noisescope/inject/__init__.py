@@ -6,6 +6,7 @@ from noisescope.inject.operators import CORE_OPERATORS, OPERATORS, check_operato
 from noisescope.inject.selection import Selection, make_selection, selected_regions
 from noisescope.inject.session import Session, inject
 from noisescope.inject.sites import Site
+from noisescope.inject.witness import Witness, merge_witnesses
 
 __all__ = [
     "CORE_OPERATORS",
@@ -16,10 +17,12 @@ __all__ = [
     "Session",
     "Site",
     "SiteRecord",
+    "Witness",
     "check_operators",
     "coverage_table",
     "inject",
     "make_selection",
+    "merge_witnesses",
     "selected_regions",
     "total_dose",
 ]

@@ -1,6 +1,7 @@
 """What really arrived: counts and dose per site, summed on the device and read once at the end."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -112,7 +113,7 @@ class SiteRecord:
         return make_dose(self.tallies.get(phase))
 
 
-def total_dose(records: list[SiteRecord], phase: str = "forward") -> Dose:
+def total_dose(records: Sequence[SiteRecord], phase: str = "forward") -> Dose:
     """Returns the dose over many sites: norms and counts are summed, then divided."""
     tallies = [r.tallies[phase].cpu() for r in records if phase in r.tallies]
     return make_dose(torch.stack(tallies).sum(dim=0) if tallies else None)

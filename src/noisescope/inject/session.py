@@ -13,8 +13,8 @@ from typing import Any, Self
 from torch import nn
 
 from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning, SelectionError
-from noisescope.inject.coverage import CoverageRow, coverage_table
-from noisescope.inject.dose import Dose, SiteRecord, total_dose
+from noisescope.inject.coverage import CoverageRow
+from noisescope.inject.dose import Dose, SiteRecord
 from noisescope.inject.injector import Injector
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.selection import (
@@ -27,6 +27,7 @@ from noisescope.inject.selection import (
 )
 from noisescope.inject.tokens import TokenReader, check_names
 from noisescope.inject.tracker import Place, Tracker
+from noisescope.inject.witness import Witness
 from noisescope.models import find_regions
 from noisescope.noise import ErrorModel, flat_address
 
@@ -107,25 +108,30 @@ class Session:
         return list(self._injector.records.values())
 
     @property
+    def witness(self) -> Witness:
+        """The records so far, apart from the session; later passes go on adding to them."""
+        return Witness(tuple(self.records), self.error_model.rounding == "stochastic")
+
+    @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Injections per site: ``{site name: {"forward": n, "backward": n}}``."""
-        return {
-            r.site.name: {"forward": r.forward, "backward": r.backward}
-            for r in self.records
-            if r.forward or r.backward
-        }
+        return self.witness.counts
 
     def dose(self, phase: str = "forward") -> Dose:
         """Returns what arrived, over all sites together."""
-        return total_dose(self.records, phase)
+        return self.witness.dose(phase)
 
     def doses(self, phase: str = "forward") -> dict[str, Dose]:
         """Returns what arrived at each site that fired."""
-        return {r.site.name: r.dose(phase) for r in self.records if phase in r.tallies}
+        return self.witness.doses(phase)
 
     def coverage(self) -> list[CoverageRow]:
         """Returns, per operator, how many sites were seen, selected and perturbed."""
-        return coverage_table(self.records)
+        return self.witness.coverage()
+
+    def is_dose_weak(self, phase: str = "forward") -> bool:
+        """Tells whether rounding erased over half of what was asked."""
+        return self.witness.is_dose_weak(phase)
 
     # The context.
 
@@ -150,16 +156,6 @@ class Session:
         self._tracker.reset()
         if kind is None and self.attest:
             self.check()
-
-    def is_dose_weak(self, phase: str = "forward") -> bool:
-        """Tells whether rounding erased over half of what was asked.
-
-        Stochastic rounding moves few elements, each by much, and keeps the error on average: there
-        the norm alone is judged.
-        """
-        dose = self.dose(phase)
-        is_stochastic = self.error_model.rounding == "stochastic"
-        return dose.is_norm_half_lost if is_stochastic else dose.is_half_lost
 
     def check(self) -> None:
         """Raises where the selection never fired; warns where under half of the dose arrived.

@@ -10,6 +10,7 @@ from noisescope.measure.metrics import TokenMetrics, token_metrics
 from noisescope.measure.plan import LARGEST_SEED, Measurement, Plan, Progress
 from noisescope.measure.run import measure
 from noisescope.measure.score import Score, answer_logits, make_sequences, score_rows
+from noisescope.measure.unit import Unit, UnitResult
 from noisescope.records import CLEAN, Record
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Record",
     "Score",
     "TokenMetrics",
+    "Unit",
+    "UnitResult",
     "answer_logits",
     "greedy_answers",
     "layer_windows",

@@ -30,6 +30,8 @@ class Sample:
         messages: A chat: ``{"role": ..., "content": ...}`` each.
         prompt_ids: Token ids; no tokenizer is needed.
         truth: What a right answer is; None: the sample is scored along its own text.
+        group: What the sample shares with others, such as the document it was taken from: samples
+            of a group are not independent, and intervals count the group.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Sample:
     messages: tuple[Mapping[str, str], ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
     truth: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -70,10 +73,12 @@ class Sample:
                 )
         if self.truth is not None and not isinstance(self.truth, str):
             raise InputError(f"sample {self.name!r}: truth {self.truth!r} is not a text")
+        if self.group is not None and not isinstance(self.group, str):
+            raise InputError(f"sample {self.name!r}: group {self.group!r} is not a text")
         self._check_unicode()
 
     def _check_unicode(self) -> None:
-        texts = [self.name, self.prompt, self.truth]
+        texts = [self.name, self.prompt, self.truth, self.group]
         texts += [message[key] for message in self.messages or () for key in ("role", "content")]
         for text in texts:
             try:
@@ -129,6 +134,7 @@ class Task:
         for sample in self.samples:
             messages = None if sample.messages is None else [dict(m) for m in sample.messages]
             fields = [sample.name, sample.prompt, messages, sample.prompt_ids, sample.truth]
+            fields += [] if sample.group is None else [sample.group]
             digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
         return f"sha256:{digest.hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""What a session saw and did, apart from the model: it outlives the session, and travels as JSON."""
+"""What a session saw and did, apart from the model: it outlives it, and travels as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -58,4 +58,8 @@ class Record:
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """Returns the record of a dictionary that `as_json` made, with NaN where a number lacks."""
         numbers = {f.name for f in fields(cls) if f.type is float}
-        return cls(**{k: math.nan if v is None and k in numbers else v for k, v in entry.items()})
+        values: dict[str, Any] = {
+            name: math.nan if value is None and name in numbers else value
+            for name, value in entry.items()
+        }
+        return cls(**values)

@@ -39,7 +39,11 @@ class Unit:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """Returns the unit of a dictionary that `as_json` made."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in entry.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

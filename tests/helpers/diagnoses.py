@@ -1,7 +1,7 @@
 """Finished diagnoses of a small model, for what is done with them afterwards."""
 
-import dataclasses
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,31 +37,55 @@ def small_diagnosis(
     return diagnose_layers(loaded, task, RelativeGaussian(scale), window=1, draws=draws)
 
 
+def with_config(diagnosis: Diagnosis, **changes) -> Diagnosis:
+    """Returns the diagnosis with something else said of what was asked."""
+    about = {**diagnosis.plan.about, "config": {**diagnosis.config, **changes}}
+    return replace(diagnosis, plan=replace(diagnosis.plan, about=about))
+
+
 def with_name(diagnosis: Diagnosis, name: str) -> Diagnosis:
     """Returns the diagnosis of a model in another directory."""
-    return dataclasses.replace(
-        diagnosis, loaded=dataclasses.replace(diagnosis.loaded, path=Path("models") / name)
+    return with_config(diagnosis, model=str(Path("models") / name))
+
+
+def with_analysis(diagnosis: Diagnosis, **changes) -> Diagnosis:
+    """Returns the diagnosis with some of its figures changed."""
+    return replace(diagnosis, analysis=replace(diagnosis.analysis, **changes))
+
+
+def with_summaries(diagnosis: Diagnosis, *summaries: Summary) -> Diagnosis:
+    """Returns the diagnosis with these lines in the place of its own; the first one's witness."""
+    witness = next(iter(diagnosis.witnesses.values()))
+    return replace(
+        with_analysis(diagnosis, summaries=summaries),
+        witnesses={s.condition: witness for s in summaries},
     )
 
 
-def with_conditions(diagnosis: Diagnosis, count: int, seed: int = 0) -> Diagnosis:
+def with_conditions(
+    diagnosis: Diagnosis, count: int, seed: int = 0, name: str = "L{}"
+) -> Diagnosis:
     """Returns a diagnosis of so many single layers, with made-up figures."""
     rng = np.random.default_rng(seed)
-    session = next(iter(diagnosis.measurement.sessions.values()))
     summaries = []
     for layer in range(count):
         mean = float(rng.lognormal(-4, 1))
         kl = Interval(mean, mean * 0.6, mean * 1.4, 20.0, True)
         drop = Interval(mean / 2, -0.01, mean, 20.0, True)
         summaries.append(
-            Summary(f"L{layer}", 0.9, drop, mean, kl, kl, Interval(1 - mean, 0, 1, 9.0, True), 2, 6)
+            replace(
+                diagnosis.summaries[0],
+                condition=name.format(layer),
+                accuracy=0.9,
+                accuracy_drop=drop,
+                degradation=mean,
+                kl_nats=kl,
+                nll_change_nats=kl,
+                top1_agreement=Interval(1 - mean, 0, 1, 9.0, True),
+            )
         )
     worst = max(summaries, key=lambda s: s.kl_nats.mean).condition
-    sessions = {s.condition: session for s in summaries}
-    return dataclasses.replace(
-        diagnosis,
-        summaries=tuple(summaries),
-        layers={s.condition: (i,) for i, s in enumerate(summaries)},
-        measurement=dataclasses.replace(diagnosis.measurement, sessions=sessions),
-        worst_kl=dataclasses.replace(diagnosis.worst_kl, condition=worst),
+    return with_analysis(
+        with_summaries(diagnosis, *summaries),
+        worst_kl=replace(diagnosis.analysis.worst_kl, condition=worst),
     )

@@ -3,6 +3,7 @@
 from noisescope.inject.coverage import CoverageRow, coverage_table
 from noisescope.inject.dose import Dose, SiteRecord, total_dose
 from noisescope.inject.operators import CORE_OPERATORS, OPERATORS, check_operators
+from noisescope.inject.ride import Ride, RideError, Span
 from noisescope.inject.selection import Selection, make_selection, selected_regions
 from noisescope.inject.session import Session, inject
 from noisescope.inject.sites import Site
@@ -13,10 +14,13 @@ __all__ = [
     "OPERATORS",
     "CoverageRow",
     "Dose",
+    "Ride",
+    "RideError",
     "Selection",
     "Session",
     "Site",
     "SiteRecord",
+    "Span",
     "Witness",
     "check_operators",
     "coverage_table",

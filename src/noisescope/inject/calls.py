@@ -16,19 +16,28 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Layouts = Mapping[Any, Layout]
 
 
-def layouts_of(site: Site, args: Any, kwargs: dict[str, Any], rows: Rows | None) -> Layouts:
+def layouts_of(
+    site: Site, args: Any, kwargs: dict[str, Any], rows: Rows | None, batch: int | None = None
+) -> Layouts:
     """Tells where the last axis of a call's output and inputs runs over keys.
 
     Scores and probabilities do. Of the products in an attention module every first one makes scores
     [.., T, D] x [.., D, S], and every second one context [.., T, S] x [.., S, D]: the order of the
     calls tells, as the shapes do not where T, D and S are equal.
+
+    Args:
+        site: The site of the call.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        rows: The rows of the pass.
+        batch: Rows of the batch now, where they are more than the pass began with.
     """
     shapes = [t.shape for t in _tensors((args, kwargs))]
     if rows is None or rows.is_mixed or not shapes:
         return {}
     if site.operator == "softmax":
         is_attention = len(shapes[0]) >= 4 or (
-            len(shapes[0]) == 3 and shapes[0][0] != rows.sample_BT.shape[0]
+            len(shapes[0]) == 3 and shapes[0][0] != (batch or rows.sample_BT.shape[0])
         )
         return {"output": "keys", 0: "keys"} if is_attention else {}
     if site.operator not in ("matmul", "bmm") or len(shapes) < 2:
@@ -89,6 +98,14 @@ def write(target: Tensor, result: Tensor) -> Tensor:
     if target.shape != result.shape:
         target.resize_(result.shape)
     return target.copy_(result)
+
+
+def may_share_memory(output: Any, arguments: Arguments) -> bool:
+    """Tells whether writing into an output could change an argument, or an element twice."""
+    if not isinstance(output, Tensor) or 0 in output.stride():
+        return isinstance(output, Tensor)
+    held = output.untyped_storage().data_ptr()
+    return any(t.untyped_storage().data_ptr() == held for t in _tensors(arguments))
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -34,6 +34,9 @@ from noisescope.inject.sites import Site
 from noisescope.inject.tracker import Place, is_recomputing
 from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 
+# Region, module, operator and index: what a Site is made of.
+SiteKey = tuple[str, str, str, int]
+
 
 class Injector:
     """Applies one error model at the sites that `includes` accepts.
@@ -59,13 +62,17 @@ class Injector:
         self.includes = includes
         self.seed = seed
         self.draw = draw
-        self.records: dict[tuple[str, str, str, int], SiteRecord] = {}
+        self.records: dict[SiteKey, SiteRecord] = {}
 
     # Seeing.
 
     def see(self, place: Place, operator: str, is_fused: bool = False) -> SiteRecord:
         """Notes that an operator runs at a place, and returns the record of its site."""
         key = (place.region, place.module, operator, place.next_index(operator))
+        return self.see_at(key, is_fused)
+
+    def see_at(self, key: SiteKey, is_fused: bool = False) -> SiteRecord:
+        """The same for a site whose call was counted already."""
         record = self.records.get(key)
         if record is None:
             site = Site(*key)
@@ -200,6 +207,27 @@ class Injector:
             value, lambda gradient: perturb(gradient.transpose(-2, -1)).transpose(-2, -1)
         )
 
+    def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Gives the weights of a norm that is written out by hand their noise on the way back."""
+        record = place.record
+        if record is None or not record.is_selected or "backward" not in self.phases:
+            return args
+        if not torch.is_grad_enabled():
+            return args
+        return tuple(
+            self._wrap_parameter(place, record, a)
+            if isinstance(a, nn.Parameter) and a.requires_grad
+            else a
+            for a in args
+        )
+
+    def _wrap_parameter(self, place: Place, record: SiteRecord, parameter: nn.Parameter) -> Tensor:
+        known = len(place.parameters)
+        number = place.parameter_index(parameter)
+        if self.error_model.is_null and len(place.parameters) == known:
+            return parameter  # counted already: `weight.float()` may give back the weight itself
+        return self.wrap_input(record, place.rows, parameter, number)
+
     def perturb_output(
         self, record: SiteRecord, rows: Rows | None, output: Any, layouts: Layouts, dim: int
     ) -> Any:
@@ -217,7 +245,7 @@ class Injector:
             return self._address(record, rows, value, record.site.word, layout, "forward")
 
         if record.site.region == "embed" and not self.error_model.is_null:
-            output = _for_every_sample(output, rows)
+            output = for_every_sample(output, rows)
         renormalised = dim if record.site.operator == "softmax" else None
         noisy = add_error(output, self._perturber(record, "forward", address, renormalised))
         return self._count_on_the_way_back([record], noisy)
@@ -276,7 +304,7 @@ class Injector:
         record.add(phase, counted)
 
 
-def _for_every_sample(output: Tensor, rows: Rows | None) -> Tensor:
+def for_every_sample(output: Tensor, rows: Rows | None) -> Tensor:
     """Repeats [1, T, D], a table of positions read once for the batch, as [B, T, D].
 
     What is added to the embeddings of every sample then has an error for every sample, as it has

@@ -1,12 +1,10 @@
-"""Sees every operator, in any spelling, while a selected region runs; the injector acts."""
+"""Sees every operator, in any spelling, while a selected region runs; a runner acts."""
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
@@ -14,23 +12,36 @@ from torch.overrides import (
     _push_mode,
 )
 
-from noisescope.inject.dose import SiteRecord
-from noisescope.inject.injector import Injector
-from noisescope.inject.operators import is_fused_attention, spelling_of
+from noisescope.inject.operators import Spelling, is_fused_attention, spelling_of
 from noisescope.inject.tracker import Place
 
 
+class Runner(Protocol):
+    """What a mode hands the operators to; an injector is one."""
+
+    def run(
+        self, place: Place, spelling: Spelling, function: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs a call of an operator and returns what the call would."""
+
+    def run_attention(self, place: Place, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs fused attention."""
+
+    def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Gives the arguments of a call inside a module that is an operator as a whole."""
+
+
 class OperatorMode(TorchFunctionMode):
-    """A function mode that routes operators to an injector; everything else passes through.
+    """A function mode that routes operators to a runner; everything else passes through.
 
     Args:
-        injector: What runs the operators.
+        runner: What runs the operators.
         place: Returns where the model is now, or None where nothing is to be touched.
     """
 
-    def __init__(self, injector: Injector, place: Callable[[], Place | None]) -> None:
+    def __init__(self, runner: Runner, place: Callable[[], Place | None]) -> None:
         super().__init__()
-        self.injector = injector
+        self.runner = runner
         self.place = place
 
     def __torch_function__(
@@ -42,37 +53,16 @@ class OperatorMode(TorchFunctionMode):
         if place is None:
             return func(*args, **kwargs)
         if place.operator is not None:
-            return func(*self._parameters_wrapped(place, args), **kwargs)
+            return func(*self.runner.wrap_parameters(place, args), **kwargs)
         if is_fused_attention(func):
-            return self.injector.run_attention(place, func, args, kwargs)
+            return self.runner.run_attention(place, func, args, kwargs)
         if func is F.multi_head_attention_forward:
             with self:
                 return _OPEN_MULTI_HEAD_ATTENTION(*args, **kwargs)
         spelling = spelling_of(func, args, kwargs)
         if spelling is None:
             return func(*args, **kwargs)
-        return self.injector.run(place, spelling, func, args, kwargs)
-
-    def _parameters_wrapped(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Gives the weights of a norm that is written out by hand their noise on the way back."""
-        record = place.record
-        if record is None or not record.is_selected or "backward" not in self.injector.phases:
-            return args
-        if not torch.is_grad_enabled():
-            return args
-        return tuple(
-            self._wrapped(place, record, a)
-            if isinstance(a, nn.Parameter) and a.requires_grad
-            else a
-            for a in args
-        )
-
-    def _wrapped(self, place: Place, record: SiteRecord, parameter: nn.Parameter) -> Tensor:
-        known = len(place.parameters)
-        number = place.parameter_index(parameter)
-        if self.injector.error_model.is_null and len(place.parameters) == known:
-            return parameter  # counted already: `weight.float()` may give back the weight itself
-        return self.injector.wrap_input(record, place.rows, parameter, number)
+        return self.runner.run(place, spelling, func, args, kwargs)
 
 
 def _opened(function: Any) -> Callable[..., Any]:

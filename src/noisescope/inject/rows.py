@@ -25,6 +25,8 @@ Layout = Literal["channels", "keys", "transposed"]
 _KEYS_PER_HEAD = 1 << 22
 _WORD = 0xFFFFFFFF
 _HEADS_FIRST = frozenset({"matmul", "bmm", "softmax"})
+# Norms of heads may get the heads of all tokens one after the other, as [B*T*H, D].
+_HEADS_FLAT = frozenset({"rms_norm", "layer_norm"})
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Rows:
     kept: Tensor | None = None
     is_mixed: bool = False
     _maps: dict[object, RowMap] = field(default_factory=dict, repr=False, compare=False)
+    _parts: dict[tuple[int, int], "Rows"] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of_nothing(cls, seed: int, draw: int, device: torch.device) -> "Rows":
@@ -81,11 +84,27 @@ class Rows:
 
     def mixed(self) -> "Rows":
         """Returns the rows of the same pass for a place where rows lose their token."""
-        return self if self.is_mixed else replace(self, is_mixed=True, _maps={})
+        return self if self.is_mixed else replace(self, is_mixed=True, _maps={}, _parts={})
+
+    def part(self, begin: int, end: int) -> "Rows":
+        """Returns the rows begin..end-1 of the batch, as if they were a batch of their own."""
+        if (begin, end) == (0, len(self.sample_BT)):
+            return self
+        if (begin, end) not in self._parts:
+            self._parts[begin, end] = replace(
+                self,
+                sample_BT=self.sample_BT[begin:end],
+                position_BT=self.position_BT[begin:end],
+                first_key_B=self.first_key_B[begin:end],
+                _maps={},
+                _parts={},
+            )
+        return self._parts[begin, end]
 
     def forget_maps(self) -> None:
         """Frees the addresses; they are computed again when they are asked for again."""
         self._maps.clear()
+        self._parts.clear()
 
     def address(
         self, value: Tensor, operator: str, layout: Layout, site: int
@@ -99,10 +118,13 @@ class Rows:
             site: The site's word.
         """
         is_heads_first = operator in _HEADS_FIRST or _is_heads_first_view(value)
-        key = (tuple(value.shape), is_heads_first, layout == "keys", value.device)
+        shape = value.shape
+        if operator in _HEADS_FLAT and value.dim() == 2:
+            shape = self._with_heads(shape)
+        key = (tuple(shape), is_heads_first, layout == "keys", value.device)
         found = self._maps.get(key)
         if found is None:
-            found = self._map(value.shape, is_heads_first, layout == "keys", value.device)
+            found = self._map(shape, is_heads_first, layout == "keys", value.device)
             self._maps[key] = found
         return self._at(found, site), found.kind if self.is_named else "row"
 
@@ -115,6 +137,13 @@ class Rows:
 
     def _at(self, rows: RowMap, site: int) -> Address:
         return Address(self.seed, self.draw, site, rows.sample_R, rows.position_R, rows.channel_R)
+
+    def _with_heads(self, shape: torch.Size) -> torch.Size:
+        """Returns [B*T*H, D] as [B, T, H, D], and other shapes as they are."""
+        B, T = self.sample_BT.shape
+        if self.is_mixed or B * T == 0 or shape[0] in (B, B * T) or shape[0] % (B * T):
+            return shape
+        return torch.Size((B, T, shape[0] // (B * T), shape[1]))
 
     def _map(
         self, shape: torch.Size, is_heads_first: bool, is_keys: bool, device: torch.device

@@ -15,7 +15,7 @@ from torch import nn
 from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning, SelectionError
 from noisescope.inject.coverage import CoverageRow
 from noisescope.inject.dose import Dose, SiteRecord
-from noisescope.inject.injector import Injector
+from noisescope.inject.injector import Injector, SiteKey
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.selection import (
     Selection,
@@ -187,6 +187,14 @@ class Session:
                     DoseWarning,
                     stacklevel=3,
                 )
+
+    def see_at(self, key: SiteKey) -> SiteRecord:
+        """Notes that a site runs, as seen by a ride, and returns its record."""
+        return self._injector.see_at(key)
+
+    def forget(self) -> None:
+        """Begins the records anew."""
+        self._injector.records.clear()
 
     # What the tracker calls.
 

@@ -8,6 +8,7 @@ text.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -104,8 +105,8 @@ class TokenReader:
                     f"{len(self.names)} samples are named, but this batch has {B} rows: "
                     "call name_samples with one name per row before each call of the model."
                 )
-            words = torch.tensor([sample_word(n) for n in self.names], device=position_BT.device)
-            return words[:, None].expand(B, T), True
+            word_B = torch.tensor(list(map(sample_word, self.names)), device=position_BT.device)
+            return word_B[:, None].expand(B, T), True
         if tokens.is_floating_point() or tokens.shape != position_BT.shape:
             return torch.arange(B, device=position_BT.device)[:, None].expand(B, T), False
         prefix_BT = (mix(tokens, position_BT) * present_BT).cumsum(dim=1) & _WORD
@@ -133,6 +134,7 @@ class TokenReader:
         return held if held is not None and held.keys_at == _keys_at(cache) else None
 
 
+@lru_cache(maxsize=1 << 16)
 def sample_word(name: str | int) -> int:
     """Returns the 32-bit word of a sample's name; a number names the same sample as its text."""
     return site_word(f"sample:{name}")

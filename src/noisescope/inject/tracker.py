@@ -43,6 +43,7 @@ class Place:
     operator: str | None = None  # set while a module that is an operator as a whole runs
     record: SiteRecord | None = None  # of that operator
     parameters: list[Tensor] = field(default_factory=list)
+    marks: list[Any] = field(default_factory=list)  # of that operator, in a ride
 
     def next_index(self, operator: str) -> int:
         """Counts a call of an operator in this module and returns its index."""
@@ -125,7 +126,7 @@ class Tracker:
                     self._attach_region(region.name, holder, module, stack)
 
     def _attach_region(self, region: str, holder: str, root: nn.Module, stack: ExitStack) -> None:
-        entries = {id(module) for module in _entries(root)}
+        entries = {id(module) for module in entry_modules(root)}
         for name, module in root.named_modules():
             full = ".".join(p for p in (holder, name) if p)
             before, after = self._hooks(region, full, module, id(module) in entries)
@@ -135,13 +136,13 @@ class Tracker:
         self, region: str, name: str, module: nn.Module, is_entry: bool
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         operator = module_operator(module)
-        is_experts = bool(_EXPERTS.search(name)) or type(module).__name__.endswith("Experts")
+        loses_rows = is_experts(name, module)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
             place = self._next_place(region, name, is_entry, args, kwargs)
             if place is None:
                 return None
-            if is_experts and place.rows is not None:
+            if loses_rows and place.rows is not None:
                 place.rows = place.rows.mixed()
             place.operator = operator
             self.places.append(place)
@@ -216,7 +217,7 @@ class Tracker:
             return rows, dict(calls)
         # Outside every pass (a layer called by itself) each call begins anew.
         calls = self._calls.setdefault(region, {}) if self._running else {}
-        if self.rows is not None:
+        if self.rows is not None and torch.is_grad_enabled():
             self._held[key] = (self.rows, dict(calls))
             if len(self._held) > _REMEMBERED_PASSES:
                 self._held.popitem(last=False)
@@ -249,6 +250,11 @@ class Tracker:
         self._held.clear()
 
 
+def is_experts(name: str, module: nn.Module) -> bool:
+    """Tells whether a module is the experts of a mixture, where rows lose their sample."""
+    return bool(_EXPERTS.search(name)) or type(module).__name__.endswith("Experts")
+
+
 def _hook(
     module: nn.Module, before: Callable[..., Any], after: Callable[..., Any], stack: ExitStack
 ) -> None:
@@ -270,8 +276,8 @@ def _roots(model: nn.Module, regions: Regions) -> list[nn.Module]:
     return [m for m in found if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
 
 
-def _entries(root: nn.Module) -> list[nn.Module]:
+def entry_modules(root: nn.Module) -> list[nn.Module]:
     """Returns the modules that enter a region: its root, or what is in it where that never runs."""
     if not isinstance(root, (nn.ModuleList, nn.ModuleDict)):
         return [root]
-    return [entry for child in root.children() for entry in _entries(child)]
+    return [entry for child in root.children() for entry in entry_modules(child)]

@@ -1,5 +1,6 @@
 """Measuring: conditions, greedy answers, scores along the clean answers, and their records."""
 
+from noisescope.measure.attest import measurement_notes
 from noisescope.measure.conditions import (
     Condition,
     layer_windows,
@@ -8,9 +9,10 @@ from noisescope.measure.conditions import (
 from noisescope.measure.generate import greedy_answers
 from noisescope.measure.metrics import TokenMetrics, token_metrics
 from noisescope.measure.plan import LARGEST_SEED, Measurement, Plan, Progress
-from noisescope.measure.run import measure
-from noisescope.measure.score import Score, answer_logits, make_sequences, score_rows
+from noisescope.measure.run import make_units, measure, samples_per_unit
+from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.unit import Unit, UnitResult
+from noisescope.measure.worker import Worker
 from noisescope.records import CLEAN, Record
 
 __all__ = [
@@ -25,12 +27,15 @@ __all__ = [
     "TokenMetrics",
     "Unit",
     "UnitResult",
-    "answer_logits",
+    "Worker",
     "greedy_answers",
     "layer_windows",
     "make_sequences",
+    "make_units",
     "measure",
-    "score_rows",
+    "measurement_notes",
+    "samples_per_unit",
+    "score_riders",
     "token_metrics",
     "window_name",
 ]

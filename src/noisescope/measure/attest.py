@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from noisescope.errors import DoseError
-from noisescope.inject import Session
+from noisescope.inject import Session, Witness
 from noisescope.inject.session import check_fired
 from noisescope.records import CLEAN, Record
-from noisescope.tasks import Task
 
 _ADVICE = "use a larger scale, float32, or stochastic rounding"
 
@@ -33,15 +32,27 @@ def check_arrived(condition: str, session: Session) -> None:
         )
 
 
-def weak_dose_note(sessions: Mapping[str, Session]) -> str | None:
+def measurement_notes(
+    records: Sequence[Record], witnesses: Mapping[str, Witness], max_new_tokens: int
+) -> tuple[str, ...]:
+    """Returns what the user should hear of a measurement, one line each."""
+    notes = (
+        weak_dose_note(witnesses),
+        not_finite_note(records),
+        cut_note(records, max_new_tokens),
+        close_call_note(records),
+    )
+    return tuple(note for note in notes if note is not None)
+
+
+def weak_dose_note(witnesses: Mapping[str, Witness]) -> str | None:
     """Returns one line about the conditions where under half of the noise arrived, or None."""
-    weak = [name for name, session in sessions.items() if session.is_dose_weak()]
+    weak = {name: witness.dose() for name, witness in witnesses.items() if witness.is_dose_weak()}
     if not weak:
         return None
-    doses = {name: sessions[name].dose() for name in weak}
-    worst = min(weak, key=lambda name: doses[name].share_changed)
+    worst = min(weak, key=lambda name: weak[name].share_changed)
     return (
-        f"under half of the noise arrived in {_few(weak)} ({worst}: {doses[worst]}), rounding "
+        f"under half of the noise arrived in {_few(list(weak))} ({worst}: {weak[worst]}), rounding "
         f"erased it: {_ADVICE}"
     )
 
@@ -67,13 +78,27 @@ def not_finite_note(records: Sequence[Record]) -> str | None:
     )
 
 
-def cut_note(cut: int, task: Task) -> str | None:
+def cut_note(records: Sequence[Record], max_new_tokens: int) -> str | None:
     """Returns one line about clean answers that ended for want of tokens, or None."""
+    clean = [r for r in records if r.condition == CLEAN]
+    cut = sum(bool(r.is_cut) for r in clean)
     if not cut:
         return None
     return (
-        f"{cut} of {len(task.samples)} clean answers were cut at {task.max_new_tokens} tokens and "
-        "may count as wrong for that: allow more with --max-new-tokens"
+        f"{cut} of {len(clean)} clean answers were cut at {max_new_tokens} tokens and may count as "
+        "wrong for that: allow more with --max-new-tokens"
+    )
+
+
+def close_call_note(records: Sequence[Record]) -> str | None:
+    """Returns one line about answers that another batch or device may give otherwise, or None."""
+    close = [r for r in records if r.close_calls]
+    if not close:
+        return None
+    return (
+        f"in {len(close)} of {len(records)} answers the two best tokens came within rounding of "
+        f"each other, in {sum(r.close_calls or 0 for r in close)} steps: there another batch or "
+        "device may go on otherwise"
     )
 
 

@@ -1,82 +1,387 @@
-"""Greedy answers, batched over samples: one pass over the prompts, then a token at a time.
+"""Greedy answers of many conditions, samples and draws, decoded together.
 
-A loop of our own instead of the library's: an answer must not depend on the batch it is made in,
-so each row ends at its own end of the context and leaves the batch and its cache, and the caller
-learns which rows go on. Nothing of a model's generation defaults (penalties, suppressed tokens,
-sampling) is applied.
+A loop of our own instead of the library's: rows leave the batch and its cache at their own end and
+new ones come in, the prompt's clean part is computed once for all conditions, and every row is
+known by sample, condition and draw. Nothing of a model's generation defaults (penalties, suppressed
+tokens, sampling) is applied. An answer does not depend on the batch it is made in, but where the
+two best logits differ by no more than rounding: such steps are counted.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from noisescope.inject import Ride, RideError, Span
+from noisescope.measure.caches import (
+    drop_columns,
+    is_joinable,
+    join_rows,
+    layer_rows,
+    select_layer_rows,
+    select_rows,
+)
+from noisescope.measure.sharing import Entries, Growth, Rider
+
+# Rows that are done are dropped when they are so many: choosing rows copies the cache.
+_DONE_SHARE = 8
+_EMPTY_COLUMNS = 32
+_ROUNDING_STEPS = {torch.float32: 64.0, torch.float64: 64.0}
+_ROUNDING_STEPS_OF_HALVES = 4.0
+
+Tell = Callable[[str, float], None]  # what runs now, the share that is done
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample's name, by which its noise is found, and its token ids."""
+
+    name: str
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Answer:
+    """A greedy continuation.
+
+    Attributes:
+        ids: Token ids, up to and with the end token.
+        is_cut: Whether it ended for want of tokens or of context.
+        close_calls: Steps at which the two best logits differed by no more than rounding.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    is_cut: bool = False
+    close_calls: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long answers and how large batches may be.
+
+    Attributes:
+        max_new_tokens: The most tokens of an answer.
+        context_length: The most positions the model takes; None: not limited. An answer fills what
+            its prompt leaves of it; its last token may lie one beyond.
+        rows: The most rows of a batch.
+    """
+
+    max_new_tokens: int
+    context_length: int | None = None
+    rows: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Boarding:
+    """A rider and the number of the region where it leaves the clean rows."""
+
+    rider: Rider
+    first: int = 0
 
 
 def greedy_answers(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    context_length: int | None,
-    before_rows: Callable[[list[int]], None] | None = None,
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, context_length: int | None
 ) -> list[list[int]]:
-    """Returns the greedy continuation of each prompt, up to and with its end token.
-
-    Each answer fills what its own prompt leaves of the context; its last token may lie one beyond.
+    """Returns the clean model's greedy continuation of each prompt, up to and with its end token.
 
     Args:
         model: A causal language model; it runs where it lies, in whatever session is open.
-        prompts: Token ids; they are padded on the left.
+        prompts: Token ids.
         max_new_tokens: The most tokens to generate.
         context_length: The most positions the model takes; None: not limited.
-        before_rows: Told which prompts are the rows of the coming forward passes.
     """
-    ends = end_tokens(model)
-    answers: list[list[int]] = [[] for _ in prompts]
-
-    def is_done(row: int) -> bool:
-        answer = answers[row]
-        used = len(prompts[row]) + len(answer)
-        is_full = context_length is not None and used > context_length
-        return is_full or len(answer) >= max_new_tokens or bool(answer and answer[-1] in ends)
-
-    rows = [row for row in range(len(prompts)) if not is_done(row)]
-    if not rows:
-        return answers
-    ids_BT, mask_BS = pad_left([prompts[row] for row in rows], model.device)
-    cache, told = None, None
-    while rows:
-        if before_rows is not None and rows != told:
-            before_rows(rows)
-        token_B, cache = _next_tokens(model, ids_BT, mask_BS, cache)
-        for row, token in zip(rows, token_B.tolist(), strict=True):
-            answers[row].append(token)
-        told, kept = rows, [place for place, row in enumerate(rows) if not is_done(row)]
-        if kept and len(kept) < len(rows):
-            kept_B = torch.tensor(kept, device=token_B.device)
-            cache.batch_select_indices(kept_B)
-            token_B, mask_BS = token_B[kept_B], mask_BS[kept_B]
-        rows = [rows[place] for place in kept]
-        ids_BT, mask_BS = token_B[:, None], torch.nn.functional.pad(mask_BS, (0, 1), value=1)
-    return answers
+    named = [Prompt(str(n), tuple(ids)) for n, ids in enumerate(prompts)]
+    clean = [Boarding(Rider("", None))]
+    (answers,) = decode(model, named, clean, Limits(max_new_tokens, context_length))
+    return [answer.ids for answer in answers]
 
 
-def _next_tokens(model: Any, ids_BT: Tensor, mask_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    """Returns the most likely next token of each row [B], and the cache with this pass in it."""
-    accepted = inspect.signature(model.forward).parameters
+def decode(
+    model: Any,
+    prompts: Sequence[Prompt],
+    boardings: Sequence[Boarding],
+    limits: Limits,
+    entries: Entries | None = None,
+    tell: Tell | None = None,
+) -> list[list[Answer]]:
+    """Returns each rider's answers to the prompts.
+
+    Args:
+        model: A causal language model; it runs where it lies.
+        prompts: The samples.
+        boardings: Who answers.
+        limits: Lengths and sizes.
+        entries: Where the model's regions begin, to share the clean part of the prompts; None:
+            nothing is shared.
+        tell: Told what runs, and the share of the answers that are done.
+
+    Raises:
+        RideError: The rows of one batch cannot be told apart.
+    """
+    sessions = [b.rider.session for b in boardings if b.rider.session is not None]
+    ride = Ride(model, list(dict.fromkeys(sessions))) if sessions else None
+    return _Decoder(model, prompts, boardings, limits, entries, ride).run(tell)
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    rider: int
+    prompt: int
+    answer: Answer
+    room: int  # tokens that may still come
+    is_done: bool = False
+
+
+@dataclass
+class _Batch:
+    """Rows that decode together: what each saw last, its mask and the cache."""
+
+    rows: list[_Row]
+    token_R: Tensor
+    mask_RS: Tensor
+    cache: Any
+
+
+class _Decoder:
+    """Decodes waves of prompts, each for all riders, in one running batch."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        boardings: Sequence[Boarding],
+        limits: Limits,
+        entries: Entries | None,
+        ride: Ride | None,
+    ) -> None:
+        self._model, self._prompts, self._boardings = model, prompts, boardings
+        self._limits, self._entries, self._ride = limits, entries, ride
+        self._ends = end_tokens(model)
+        self._accepted = inspect.signature(model.forward).parameters
+        self._answers = [[Answer() for _ in prompts] for _ in boardings]
+        open_ = [n for n, prompt in enumerate(prompts) if self._room(prompt) > 0]
+        # Neighbours in length pad each other little; the longest first, so that none is late.
+        self._waiting = sorted(open_, key=lambda n: len(prompts[n].ids))
+        self._asked, self._done = len(open_) * len(boardings), 0
+        for n in set(range(len(prompts))) - set(open_):
+            for answers in self._answers:
+                answers[n].is_cut = True
+
+    def run(self, tell: Tell | None = None) -> list[list[Answer]]:
+        batch: _Batch | None = None
+        steps = 0
+        while batch is not None or self._waiting:
+            # A prompt's own pass may end its answer, and the context with it.
+            batch = self._without_done(self._take_in(batch))
+            if batch is not None:
+                self._step(batch)
+                batch = self._without_done(batch)
+            steps += 1
+            if tell is not None:
+                tell(f"answering, step {steps}", self._done / self._asked)
+        return self._answers
+
+    def _room(self, prompt: Prompt) -> int:
+        room, context = self._limits.max_new_tokens, self._limits.context_length
+        return room if context is None else min(room, context - len(prompt.ids) + 1)
+
+    @property
+    def _has_clean_rows_apart(self) -> bool:
+        """Whether prompts have clean rows that no boarding stands for."""
+        return self._entries is not None and all(b.rider.session for b in self._boardings)
+
+    # Waves of new rows.
+
+    def _take_in(self, batch: _Batch | None) -> _Batch:
+        """Returns the batch with as many new prompts as there is room for, if any wait."""
+        each = len(self._boardings) + self._has_clean_rows_apart
+        held = 0 if batch is None else len(batch.rows)
+        free = max(0, self._limits.rows - held) // each
+        if batch is None:
+            return self._prefill(max(1, free))
+        # A wave costs a pass over its prompts: not for a row or two.
+        if not self._waiting or 4 * free * each < self._limits.rows or not is_joinable(batch.cache):
+            return batch
+        return self._joined(batch, self._prefill(free))
+
+    def _prefill(self, count: int) -> _Batch:
+        """Runs the next prompts, the clean rows alone as far as all share them."""
+        wave = [self._waiting.pop() for _ in range(min(count, len(self._waiting)))]
+        ids_BT, mask_BT = pad_left([self._prompts[n].ids for n in wave], self._model.device)
+        if self._ride is None:
+            logits_RV, cache = self._forward(ids_BT, mask_BT, None)
+        else:
+            logits_RV, cache = self._prefill_riders(self._ride, wave, ids_BT, mask_BT)
+        rows = [
+            _Row(rider, n, self._answers[rider][n], self._room(self._prompts[n]))
+            for rider in range(len(self._boardings))
+            for n in wave
+        ]
+        mask_RT = mask_BT.repeat(len(self._boardings), 1)
+        batch = _Batch(rows, ids_BT[:, -1], mask_RT, cache)
+        self._append(batch, logits_RV)
+        return batch
+
+    def _prefill_riders(
+        self, ride: Ride, wave: Sequence[int], ids_BT: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Returns last logits [R, V] of all rows, rider by rider, and their cache."""
+        B = len(wave)
+        names = [self._prompts[n].name for n in wave]
+        clean = [n for n, b in enumerate(self._boardings) if b.rider.session is None]
+        noisy = [n for n, b in enumerate(self._boardings) if b.rider.session is not None]
+        if self._entries is None:
+            order = list(range(len(self._boardings)))
+            ride.reader.names = tuple(names * len(order))
+            ride.spans = self._spans([(n, B) for n in order])
+            with ride:
+                return self._forward(
+                    ids_BT.repeat(len(order), 1), mask_BT.repeat(len(order), 1), None
+                )
+        noisy.sort(key=lambda n: self._boardings[n].first)
+        waiting = [(self._boardings[n].first, self._boardings[n].rider) for n in noisy]
+        growth = Growth(self._entries, ride, B, waiting)
+        ride.reader.names = tuple(names * growth.copies)
+        with growth.attached(), ride:
+            logits_RV, cache = self._forward(
+                ids_BT.repeat(growth.copies, 1), mask_BT.repeat(growth.copies, 1), None
+            )
+        self._spread(cache, growth)
+        block_of = {rider: block for block, rider in enumerate(noisy, start=1)}
+        block_of |= dict.fromkeys(clean, 0)
+        final = [
+            block_of[rider] * B + row for rider in range(len(self._boardings)) for row in range(B)
+        ]
+        select_rows(cache, final)
+        return logits_RV[torch.tensor(final, device=logits_RV.device)], cache
+
+    def _spread(self, cache: Any, growth: Growth) -> None:
+        """Gives every layer of the cache rows for all: who came later gets the clean rows'."""
+        if not is_joinable(cache):
+            raise RideError(f"a {type(cache).__name__} does not let its rows be chosen")
+        for number, layer in enumerate(cache.layers):
+            present = growth.present.get(str(number), growth.first)
+            held = layer_rows(layer)
+            if held is not None and held != present:
+                raise RideError(f"layer {number} of the cache has {held} rows, not {present}")
+            rows = [r if r < present else r % growth.base for r in range(growth.rows)]
+            if held is not None and len(rows) != held:
+                select_layer_rows(layer, rows)
+
+    def _joined(self, batch: _Batch, new: _Batch) -> _Batch:
+        """Returns one batch of both, rider by rider."""
+        columns = max(batch.mask_RS.shape[1], new.mask_RS.shape[1])
+        join_rows(batch.cache, new.cache, columns)
+        masks = [F.pad(b.mask_RS, (columns - b.mask_RS.shape[1], 0)) for b in (batch, new)]
+        rows = batch.rows + new.rows
+        both = _Batch(rows, torch.cat([batch.token_R, new.token_R]), torch.cat(masks), batch.cache)
+        self._keep(both, sorted(range(len(rows)), key=lambda n: rows[n].rider))
+        return both
+
+    # Steps.
+
+    def _step(self, batch: _Batch) -> None:
+        """Runs the newest token of every row."""
+        batch.mask_RS = F.pad(batch.mask_RS, (0, 1), value=1)
+        ids_R1 = batch.token_R[:, None]
+        if self._ride is None:
+            logits_RV, batch.cache = self._forward(ids_R1, batch.mask_RS, batch.cache)
+        else:
+            counts = [0] * len(self._boardings)
+            for row in batch.rows:
+                counts[row.rider] += 1
+            self._ride.spans = self._spans(list(enumerate(counts)))
+            self._ride.reader.names = tuple(self._prompts[row.prompt].name for row in batch.rows)
+            with self._ride:
+                logits_RV, batch.cache = self._forward(ids_R1, batch.mask_RS, batch.cache)
+        self._append(batch, logits_RV)
+
+    def _spans(self, counts: Sequence[tuple[int, int]]) -> list[Span]:
+        """Returns the spans of riders that have so many rows each, one after the other."""
+        spans, begin = [], 0
+        for n, count in counts:
+            rider = self._boardings[n].rider
+            if count:
+                spans.append(Span(rider.session, rider.draw, begin, begin + count))
+            begin += count
+        return spans
+
+    def _forward(self, ids_BT: Tensor, mask_BS: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Returns the last position's logits [R, V], and the cache with this pass in it."""
+        with torch.no_grad():
+            output = self._model(
+                **call_arguments(self._accepted, ids_BT, mask_BS), past_key_values=cache
+            )
+        return output.logits[:, -1], output.past_key_values
+
+    def _append(self, batch: _Batch, logits_RV: Tensor) -> None:
+        """Takes the most likely token of each row."""
+        batch.token_R, close_R = best_tokens(logits_RV)
+        batch.token_R = batch.token_R.to(self._model.device)
+        both = torch.stack([batch.token_R, close_R.to(batch.token_R.device)])
+        tokens, close = both.tolist()
+        for row, token, is_close in zip(batch.rows, tokens, close, strict=True):
+            if row.is_done:
+                continue
+            row.answer.ids.append(token)
+            row.answer.close_calls += is_close
+            row.room -= 1
+            row.is_done = token in self._ends or row.room <= 0
+            self._done += row.is_done
+            row.answer.is_cut = row.is_done and token not in self._ends
+
+    def _without_done(self, batch: _Batch) -> _Batch | None:
+        """Returns the batch without the rows that are done, when they are worth the copying."""
+        kept = [n for n, row in enumerate(batch.rows) if not row.is_done]
+        if not kept:
+            return None
+        done = len(batch.rows) - len(kept)
+        context = self._limits.context_length
+        # A row that is done goes on until it is dropped, but may not leave the context.
+        is_full = context is not None and batch.mask_RS.shape[1] >= context
+        if done and (done * _DONE_SHARE >= len(batch.rows) or is_full):
+            self._keep(batch, kept)
+        return batch
+
+    def _keep(self, batch: _Batch, kept: Sequence[int]) -> None:
+        kept_K = torch.tensor(kept, device=batch.token_R.device)
+        select_rows(batch.cache, kept)
+        batch.rows = [batch.rows[n] for n in kept]
+        batch.token_R, batch.mask_RS = batch.token_R[kept_K], batch.mask_RS[kept_K]
+        empty = int((batch.mask_RS.cumsum(dim=1) == 0).sum(dim=1).min())
+        if empty >= _EMPTY_COLUMNS and is_joinable(batch.cache):
+            batch.mask_RS = batch.mask_RS[:, empty:]
+            # The newest token is in the mask when its pass has put it into the cache.
+            drop_columns(batch.cache, batch.mask_RS.shape[1])
+
+
+def call_arguments(accepted: Any, ids_BT: Tensor, mask_BS: Tensor) -> dict[str, Any]:
+    """Returns the arguments of a pass of a generation: a prompt's, or the next token's."""
     position_BT = (mask_BS.cumsum(dim=1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]
     offered = {"position_ids": position_BT, "logits_to_keep": 1}
     options = {name: value for name, value in offered.items() if name in accepted}
-    with torch.no_grad():
-        output = model(
-            input_ids=ids_BT,
-            attention_mask=mask_BS,
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
-    return output.logits[:, -1].argmax(dim=-1).to(ids_BT.device), output.past_key_values
+    return {"input_ids": ids_BT, "attention_mask": mask_BS, "use_cache": True, **options}
+
+
+def best_tokens(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the most likely token of each row [R], and 1 where the second is within rounding.
+
+    What counts as rounding is 64 units in the last place of the row's largest logit in float32 (a
+    batch of another size adds up in another order), and 4 in the short formats.
+    """
+    token_R = logits_RV.argmax(dim=-1)
+    best_R1 = logits_RV.gather(1, token_R[:, None])
+    second_R = logits_RV.scatter(1, token_R[:, None], -torch.inf).amax(dim=-1)
+    steps = _ROUNDING_STEPS.get(logits_RV.dtype, _ROUNDING_STEPS_OF_HALVES)
+    size_R = logits_RV.abs().amax(dim=-1).float()
+    gap_R = best_R1[:, 0].float() - second_R.float()
+    return token_R, (gap_R <= steps * torch.finfo(logits_RV.dtype).eps * size_R).long()
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -87,9 +392,9 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def end_tokens(model: Any) -> set[int]:
-    """Returns the tokens that end an answer; none where the model names none."""
-    given = getattr(model.generation_config, "eos_token_id", None)
-    if given is None:
-        return set()
-    return {int(t) for t in given} if isinstance(given, (list, tuple)) else {int(given)}
+def end_tokens(model: Any) -> frozenset[int]:
+    """Returns the tokens that end an answer, from the generation configuration."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if ends is None:
+        return frozenset()
+    return frozenset(map(int, ends if isinstance(ends, (list, tuple)) else [ends]))

@@ -1,16 +1,20 @@
-"""Runs conditions over samples: batch by batch, the clean model first, then each condition."""
+"""Runs a plan in memory: unit by unit, then everything in its order. Studies on disk are study/."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
-from noisescope.errors import DoseWarning, InputError
-from noisescope.inject import Session
-from noisescope.measure.attest import check_arrived, cut_note, not_finite_note, weak_dose_note
-from noisescope.measure.batch import Batch, CleanBatch, make_batches
+from noisescope.errors import DoseWarning
+from noisescope.inject import Witness, merge_witnesses
+from noisescope.measure.attest import measurement_notes, weak_dose_note
 from noisescope.measure.plan import Measurement, Plan, Progress
+from noisescope.measure.unit import Unit, UnitResult
+from noisescope.measure.worker import Worker
 from noisescope.models import LoadedModel
 from noisescope.records import CLEAN, Record
-from noisescope.tasks import Task, encode_task
+from noisescope.tasks import Task
+
+_MOST_SAMPLES = 64
+_ROWS_PER_UNIT = 512
 
 
 def measure(
@@ -31,65 +35,59 @@ def measure(
         SelectionError: A condition's selection names nothing, or never fired.
         DoseError: Rounding erased all of a condition's noise.
     """
-    batches = _encoded_batches(loaded, task, plan)
-    sessions = {
-        c.name: Session(loaded.model, c.error_model, c.selection, plan.seed, attest=False)
+    units = make_units(plan, [sample.name for sample in task.samples])
+    results: list[UnitResult] = []
+
+    def tell(what: str, share: float) -> None:
+        if progress is not None:
+            progress(what, len(results) + share, len(units))
+
+    worker = Worker(loaded, task, plan, tell=tell)
+    for unit in units:
+        results.append(worker(unit))
+        tell("measuring", 0.0)
+    return assemble(plan, [s.name for s in task.samples], results, task.max_new_tokens)
+
+
+def samples_per_unit(plan: Plan) -> int:
+    """Returns how many samples make a unit: enough for a good batch, not too many to wait for."""
+    riders = 1 + len(plan.conditions) * plan.draws
+    return max(1, min(_MOST_SAMPLES, _ROWS_PER_UNIT // riders))
+
+
+def make_units(plan: Plan, samples: Sequence[str]) -> list[Unit]:
+    """Cuts a plan into units: some samples at a time, under all conditions and draws."""
+    size = samples_per_unit(plan)
+    return [
+        Unit(
+            name=f"samples {begin} to {min(begin + size, len(samples)) - 1}",
+            samples=tuple(samples[begin : begin + size]),
+            conditions=tuple(c.name for c in plan.conditions),
+            draws=tuple(range(plan.draws)),
+            generates=plan.generates,
+        )
+        for begin in range(0, len(samples), size)
+    ]
+
+
+def assemble(
+    plan: Plan, samples: Sequence[str], results: Sequence[UnitResult], max_new_tokens: int
+) -> Measurement:
+    """Puts what came of the units into one measurement, in the plan's order."""
+    condition = {name: n for n, name in enumerate([CLEAN, *(c.name for c in plan.conditions)])}
+    place = {name: n for n, name in enumerate(samples)}
+
+    def order(record: Record) -> tuple[int, int, int]:
+        return condition[record.condition], record.draw, place[record.sample]
+
+    records = sorted((r for result in results for r in result.records), key=order)
+    witnesses: Mapping[str, Witness] = {
+        c.name: merge_witnesses(r.witnesses[c.name] for r in results if c.name in r.witnesses)
         for c in plan.conditions
     }
-    tell = _counter(progress, len(batches) * (1 + len(sessions) * plan.draws))
-    records: list[Record] = []
-    clean_nlls: list[float] = []
-    cut = 0
-    for batch in batches:
-        tell(CLEAN)
-        clean = CleanBatch(loaded, task, batch)
-        records += clean.records
-        clean_nlls += clean.nlls
-        cut += clean.cut
-        for name, session in sessions.items():
-            for draw in range(plan.draws):
-                tell(name if plan.draws == 1 else f"{name}, draw {draw + 1} of {plan.draws}")
-                records += clean.noisy_records(name, session, draw)
-                if batch is batches[0] and draw == 0:
-                    check_arrived(name, session)
-    tell("done")
-    order = {name: i for i, name in enumerate([CLEAN, *sessions])}
-    records.sort(key=lambda r: (order[r.condition], r.draw))  # stable: samples keep their order
-    nll = sum(clean_nlls) / len(clean_nlls) if clean_nlls else float("nan")
-    notes = _notes(sessions, records, cut_note(cut, task))
-    return Measurement(tuple(records), sessions, nll, notes)
-
-
-def _encoded_batches(loaded: LoadedModel, task: Task, plan: Plan) -> list[Batch]:
-    """Returns the batches; raises where the model cannot be measured on them."""
-    model = loaded.model
-    if not model.can_generate():
-        raise InputError(
-            f"{type(model).__name__} does not predict the next token, so it cannot be measured: "
-            "give a causal language model, or use noisescope.inject from Python"
-        )
-    prompts = encode_task(
-        task, loaded.tokenizer, loaded.context_length, model.get_input_embeddings().num_embeddings
-    )
-    return list(make_batches(loaded, task, prompts, plan.batch_size))
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[str], None]:
-    """Returns what tells the progress that something begins, all before it being done."""
-    begun = iter(range(total + 1))
-
-    def tell(what: str) -> None:
-        done = next(begun)
-        if progress is not None:
-            progress(what, done, total)
-
-    return tell
-
-
-def _notes(
-    sessions: dict[str, Session], records: Sequence[Record], cut: str | None
-) -> tuple[str, ...]:
-    weak_dose = weak_dose_note(sessions)
-    if weak_dose is not None:
-        warnings.warn(weak_dose, DoseWarning, stacklevel=3)
-    return tuple(note for note in (weak_dose, not_finite_note(records), cut) if note is not None)
+    told = dict.fromkeys(note for result in results for note in result.notes)
+    notes = (*measurement_notes(records, witnesses, max_new_tokens), *told)
+    weak = weak_dose_note(witnesses)
+    if weak is not None:
+        warnings.warn(weak, DoseWarning, stacklevel=3)
+    return Measurement(tuple(records), witnesses, notes)

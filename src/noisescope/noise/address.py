@@ -49,10 +49,14 @@ class Address:
     def __len__(self) -> int:
         return len(self.sample_R)
 
-    def rows(self, begin: int, end: int) -> "Address":
-        """Returns the address of rows begin..end-1."""
+    def rows(
+        self, begin: int, end: int, seed: int | None = None, draw: int | None = None
+    ) -> "Address":
+        """Returns the address of rows begin..end-1, under another seed and draw where given."""
         return replace(
             self,
+            seed=self.seed if seed is None else seed,
+            draw=self.draw if draw is None else draw,
             sample_R=self.sample_R[begin:end],
             position_R=self.position_R[begin:end],
             channel_R=self.channel_R[begin:end],

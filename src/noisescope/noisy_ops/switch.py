@@ -135,7 +135,7 @@ def _take_off() -> None:
     STATE.injector, STATE.mode = None, None
     # All of ours, not the last alone: switched off by another thread, one may be left in this.
     for mode in _get_current_function_mode_stack():
-        if isinstance(mode, OperatorMode) and isinstance(mode.injector, CountingInjector):
+        if isinstance(mode, OperatorMode) and isinstance(mode.runner, CountingInjector):
             remove_mode(mode)
 
 

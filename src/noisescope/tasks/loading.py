@@ -20,6 +20,7 @@ GSM8K_INSTRUCTION = 'Let\'s think step by step and output the final answer after
 _PARQUET_MAGIC = b"PAR1"
 _PARQUET_COLUMNS = ("prompt", "reward_model")
 _JSONL_KEYS = ("question", "answer")
+_GROUP = "group"  # optional, in both layouts
 
 
 def load_task(
@@ -31,7 +32,8 @@ def load_task(
         path: A parquet file with the columns ``prompt`` (a list of role and content) and
             ``reward_model`` (with ``ground_truth``); a jsonl file with ``question`` and ``answer``
             (that ends with ``#### n``); or a txt file, whose texts stand between empty lines and
-            are scored without generating anything.
+            are scored without generating anything. The first two may name each sample's ``group``,
+            a text or a whole number: what it shares with others, such as their document.
         samples: How many to take, from the first on; None: all. When the file has fewer, all are
             taken and a note of the task says so.
         max_new_tokens: The most tokens that are generated for an answer.
@@ -89,7 +91,8 @@ def _read_parquet(path: Path, count: int | None) -> tuple[list[Sample], int]:
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file.schema_arrow)
-            table = file.read(columns=list(_PARQUET_COLUMNS))
+            wanted = (*_PARQUET_COLUMNS, _GROUP)
+            table = file.read(columns=[n for n in wanted if n in file.schema_arrow.names])
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{str(path)!r} is not a parquet file, or a damaged one "
@@ -106,7 +109,7 @@ def _check_columns(path: Path, schema: Any) -> None:
             f"{str(path)!r} has no column {missing[0]!r}, only "
             f"{', '.join(schema.names) or 'none'}; needed are {' and '.join(_PARQUET_COLUMNS)}"
         )
-    repeated = [name for name in _PARQUET_COLUMNS if schema.names.count(name) > 1]
+    repeated = [name for name in (*_PARQUET_COLUMNS, _GROUP) if schema.names.count(name) > 1]
     if repeated:
         raise InputError(
             f"{str(path)!r} has {schema.names.count(repeated[0])} columns named {repeated[0]!r}; "
@@ -142,7 +145,20 @@ def _parquet_sample(path: Path, index: int, row: Mapping[str, Any]) -> Sample:
     chat: tuple[dict[str, Any], ...] = tuple(
         {key: message.get(key) for key in ("role", "content")} for message in messages
     )
-    return Sample(str(index), messages=chat, truth=str(truth))
+    group = _group(f"row {index} of {str(path)!r}", row.get(_GROUP))
+    return Sample(str(index), messages=chat, truth=str(truth), group=group)
+
+
+def _group(where: str, value: Any) -> str | None:
+    """Returns a sample's group as text; None where it has none."""
+    if value is None:
+        return None
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise InputError(
+            f"{where}: group {value!r:.60} is neither text nor whole number; write null where a "
+            "sample has none"
+        )
+    return str(value)
 
 
 def _read_jsonl(path: Path, count: int | None) -> tuple[list[Sample], int]:
@@ -172,7 +188,10 @@ def _jsonl_sample(path: Path, number: int, line: str, index: int) -> Sample:
     if not mark:
         raise InputError(f"{where}: the answer does not end with '#### n', n being the truth")
     message = {"role": "user", "content": f"{row['question']} {GSM8K_INSTRUCTION}"}
-    return Sample(str(index), messages=(message,), truth=truth.strip().replace(",", ""))
+    truth = truth.strip().replace(",", "")
+    return Sample(
+        str(index), messages=(message,), truth=truth, group=_group(where, row.get(_GROUP))
+    )
 
 
 def _read_text(path: Path, count: int | None) -> tuple[list[Sample], int]:

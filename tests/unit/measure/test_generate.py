@@ -112,21 +112,11 @@ def test_the_models_defaults_are_back_after_an_error():
     assert model.generation_config is held
 
 
-def test_the_rows_of_each_pass_are_told_so_that_noise_follows_its_sample():
+def test_in_an_open_session_answers_are_those_of_the_noisy_model():
     model = without_end("gpt2", n_positions=12)
-    names = ["a", "b", "c", "d"]
 
-    def noisy(prompts, sample_names):
-        with inject(model, RelativeGaussian(0.3), operators="linear", seed=5) as session:
-            return greedy_answers(
-                model,
-                prompts,
-                50,
-                12,
-                lambda rows: session.name_samples([sample_names[row] for row in rows]),
-            )
+    def noisy(prompts):
+        with inject(model, RelativeGaussian(0.3), operators="linear", seed=5):
+            return greedy_answers(model, prompts, 50, 12)
 
-    together = noisy(PROMPTS, names)
-    alone = [noisy([prompt], [name])[0] for prompt, name in zip(PROMPTS, names, strict=True)]
-    assert together == alone
-    assert together != greedy_answers(model, PROMPTS, 50, 12)
+    assert noisy([PROMPTS[1]]) == noisy([PROMPTS[1]]) != greedy_answers(model, [PROMPTS[1]], 50, 12)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers.model_dirs import as_loaded, loaded_small
+from helpers.one_by_one import SEED, one_row_answer
 from helpers.small_models import small_model
 
 from noisescope.errors import DoseError, DoseWarning, InputError, SelectionError
@@ -16,6 +17,7 @@ from noisescope.tasks import make_task, token_task
 
 PROMPTS = [[(3 * i + j) % 60 + 4 for j in range(1 + i % 5)] for i in range(11)]
 NOISE = RelativeGaussian(0.4)
+NUMBERS = ("kl_nats", "kl_p95_nats", "kl_p99_nats", "nll_nats", "nll_change_nats")
 
 
 def condition(name, error_model=NOISE, **selection):
@@ -24,6 +26,11 @@ def condition(name, error_model=NOISE, **selection):
 
 def conditions():
     return (condition("L1", layers=1), condition("linear", operators="linear"))
+
+
+def noise_notes(found):
+    """The notes but those of answers: made-up answers never end, and are often close."""
+    return [n for n in found.notes if "were cut at" not in n and "came within rounding" not in n]
 
 
 def clean_task(loaded, count=6):
@@ -52,8 +59,10 @@ def test_clean_records_lose_nothing():
         assert record.is_right is True and record.tokens == 6
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-@pytest.mark.parametrize("kind", ["answers", "texts", "context"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "answers"), ("qwen3", "texts"), ("gpt2", "texts"), ("gpt2", "context")],
+)
 def test_the_batch_size_changes_nothing(family, kind):
     size = {"n_positions": 9} if family == "gpt2" else {"max_position_embeddings": 9}
     loaded = as_loaded(small_model(family, **(size if kind == "context" else {})))
@@ -66,16 +75,16 @@ def test_the_batch_size_changes_nothing(family, kind):
         task = make_task(texts)
     runs = [
         measure(loaded, task, Plan(conditions(), draws=2, seed=3, batch_size=size)).records
-        for size in (1, 7, None)
+        for size in (4, None)
     ]
     assert len(runs[0]) == 5 * len(PROMPTS)
     for records in runs[1:]:
         for one, other in zip(runs[0], records, strict=True):
-            for field in ("kl_nats", "nll_change_nats"):
+            for field in NUMBERS:
                 assert getattr(one, field) == pytest.approx(
                     getattr(other, field), rel=1e-3, abs=1e-5
                 )
-            plain = {"kl_nats": 0.0, "nll_change_nats": 0.0}
+            plain = dict.fromkeys(NUMBERS, 0.0)
             assert dataclasses.replace(one, **plain) == dataclasses.replace(other, **plain)
     if kind == "context":
         assert {r.tokens for r in runs[0]} == {9, 8, 7, 6, 5}
@@ -84,7 +93,7 @@ def test_the_batch_size_changes_nothing(family, kind):
 def test_a_record_holds_what_the_noisy_model_did_alone():
     loaded = loaded_small()
     task = clean_task(loaded)
-    found = measure(loaded, task, Plan(conditions(), draws=2, seed=9, batch_size=5))
+    found = measure(loaded, task, Plan(conditions(), draws=2, seed=SEED, batch_size=5))
     record = next(r for r in found.records if (r.condition, r.draw, r.sample) == ("linear", 1, "7"))
     truth = [int(token) for token in task.samples[7].truth.split()]
     ids = torch.tensor([[*PROMPTS[7], *truth]])
@@ -92,10 +101,10 @@ def test_a_record_holds_what_the_noisy_model_did_alone():
     model = loaded.model
     with torch.no_grad():
         log_p = model(input_ids=ids).logits[0, places].double().log_softmax(-1)
-        with inject(model, NOISE, operators="linear", seed=9, draw=1) as session:
+        with inject(model, NOISE, operators="linear", seed=SEED, draw=1) as session:
             session.name_samples(["7"])
             log_q = model(input_ids=ids).logits[0, places].double().log_softmax(-1)
-            noisy = greedy_answers(model, [PROMPTS[7]], 6, None)[0]
+    noisy = one_row_answer(model, PROMPTS[7], "7", conditions()[1], 1, 6)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert record.kl_nats == pytest.approx(kl, rel=1e-4) != 0
     assert record.is_right == (noisy == truth)
@@ -152,15 +161,15 @@ def test_answers_are_decoded_and_scored_by_the_task():
     assert given == [(expected[0], "0"), (expected[1], "1")]
 
 
-def test_sessions_hold_the_dose_and_the_counts_of_each_condition():
+def test_witnesses_hold_the_dose_and_the_counts_of_each_condition():
     loaded = loaded_small()
     found = measure(loaded, clean_task(loaded), Plan(conditions(), batch_size=4))
-    assert list(found.sessions) == ["L1", "linear"]
-    for session in found.sessions.values():
-        dose = session.dose()
+    assert list(found.witnesses) == ["L1", "linear"]
+    for witness in found.witnesses.values():
+        dose = witness.dose()
         assert dose.relative_l2 == pytest.approx(0.4, rel=0.2)
         assert dose.relative_l2 == pytest.approx(dose.asked_relative_l2, rel=1e-3)
-    regions = {name.split(":")[0].split(".")[2] for name in found.sessions["L1"].counts}
+    regions = {name.split(":")[0].split(".")[2] for name in found.witnesses["L1"].counts}
     assert regions == {"1"}
 
 
@@ -168,8 +177,8 @@ def test_noise_of_scale_zero_is_the_clean_model():
     loaded = loaded_small()
     plan = Plan((condition("none", RelativeGaussian(0.0)),), draws=2)
     found = measure(loaded, clean_task(loaded), plan)
-    assert len(found.records) == 3 * len(PROMPTS) and found.notes == ()
-    assert all(r.kl_nats == 0 and r.is_right for r in found.records)
+    assert len(found.records) == 3 * len(PROMPTS) and not noise_notes(found)
+    assert all(r.kl_nats < 1e-12 and r.is_right for r in found.records)
 
 
 def fingerprint_of(model):
@@ -223,15 +232,14 @@ def test_the_model_is_left_as_it_was_after_an_error_inside():
     assert_unchanged(loaded.model, before)
 
 
-def test_progress_counts_every_unit_from_none_to_all():
+def test_progress_rises_from_unit_to_unit_to_the_end():
     loaded = loaded_small()
     told = []
-    plan = Plan(conditions(), draws=2, batch_size=6)
-    measure(loaded, clean_task(loaded), plan, lambda *said: told.append(said))
-    one_batch = ["clean"]
-    one_batch += [f"{c}, draw {k} of 2" for c in ("L1", "linear") for k in (1, 2)]
-    assert [what for what, _, _ in told] == [*one_batch, *one_batch, "done"]
-    assert [(done, total) for _, done, total in told] == [(i, 10) for i in range(11)]
+    plan = Plan(conditions(), draws=100)  # so many that two samples make a unit
+    measure(loaded, clean_task(loaded, 1), plan, lambda *said: told.append(said))
+    done = [n for _, n, _ in told]
+    assert {total for _, _, total in told} == {6} and done == sorted(done) and done[-1] == 6
+    assert set(range(1, 7)) <= set(done)
 
 
 def test_a_model_that_predicts_no_next_token_is_refused():
@@ -254,17 +262,17 @@ def test_noise_that_rounding_erases_makes_the_result_void():
     plan = Plan((tiny, condition("L1", layers=1)), batch_size=2)
     with pytest.raises(DoseError, match=r"no noise arrived in tiny: .*0 of .* elements changed"):
         measure(loaded, clean_task(loaded), plan, lambda *said: told.append(said))
-    assert len(told) == 2, "the first pass of the condition is enough to know"
+    assert all(done < 1 for _, done, _ in told), "the first unit is enough to know"
 
 
 def test_stochastic_rounding_lets_tiny_noise_arrive():
     loaded = as_loaded(small_model("llama").bfloat16())
     plan = Plan((condition("tiny", RelativeGaussian(1e-5, "stochastic"), operators="linear"),))
     found = measure(loaded, clean_task(loaded), plan)
-    dose = found.sessions["tiny"].dose()
+    dose = found.witnesses["tiny"].dose()
     assert 0 < dose.share_changed < 0.05
     assert dose.relative_l2 >= dose.asked_relative_l2
-    assert found.notes == ()
+    assert not noise_notes(found)
 
 
 def test_a_weak_dose_is_told_once_for_all_its_conditions():
@@ -280,8 +288,7 @@ def test_a_weak_dose_is_told_once_for_all_its_conditions():
     )
     with pytest.warns(DoseWarning) as caught:
         found = measure(loaded, clean_task(loaded), plan)
-    assert [str(w.message) for w in caught] == list(found.notes)
-    assert len(found.notes) == 1
+    assert [str(w.message) for w in caught] == noise_notes(found)
     assert found.notes[0].startswith("under half of the noise arrived in L0, L1, L2 and 1 more (")
     assert "strong" not in found.notes[0]
 
@@ -293,7 +300,7 @@ def test_a_condition_that_never_fires_is_an_error_after_its_first_pass(selection
     plan = Plan((condition("void", **selection),), batch_size=1)
     with pytest.raises(SelectionError, match="never ran in the selection"):
         measure(loaded, clean_task(loaded), plan, lambda *said: told.append(said))
-    assert len(told) == 2
+    assert all(done < 1 for _, done, _ in told)
 
 
 def test_logits_that_overflow_are_told_and_their_kl_is_null():
@@ -302,7 +309,7 @@ def test_logits_that_overflow_are_told_and_their_kl_is_null():
     found = measure(loaded, clean_task(loaded), plan)
     broken = [r for r in found.records if not math.isfinite(r.kl_nats)]
     assert {r.condition for r in broken} == {"flood"}
-    assert f"overflow in flood (flood: {len(broken)} of 11 records" in found.notes[-1]
+    assert f"overflow in flood (flood: {len(broken)} of 11 records" in " ".join(found.notes)
     assert broken[0].as_json()["kl_nats"] is None
 
 

@@ -96,6 +96,67 @@ def test_jsonl_may_hold_unicode_line_separators_and_empty_lines(tmp_path: Path) 
     assert [s.name for s in load_task(path).samples] == ["0", "1"]
 
 
+def with_groups(path: Path, groups: Any) -> Path:
+    """Writes a file of either layout, a sample for each group."""
+    if path.suffix == ".parquet":
+        rows = pq.read_table(write_rows(path, len(groups)))
+        pq.write_table(rows.append_column("group", pa.array(groups)), path)
+        return path
+    row = {"question": "?", "answer": "#### 1"}
+    return write_jsonl(path, *({**row, "group": group} for group in groups))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (["page 1", None, "page 1"], ["page 1", None, "page 1"]),
+        ([3, 3, None], ["3", "3", None]),
+        ([None, None], [None, None]),
+        ([0, -1, 2**62], ["0", "-1", str(2**62)]),
+        (["[red]\n\x07", "文"], ["[red]\n\x07", "文"]),
+    ],
+)
+def test_a_group_is_text_or_a_whole_number_or_none(
+    tmp_path: Path, suffix: str, groups: list[Any], expected: list[str | None]
+) -> None:
+    task = load_task(with_groups(tmp_path / f"a.{suffix}", groups))
+    assert [s.group for s in task.samples] == expected
+    assert [s.name for s in task.samples] == [str(i) for i in range(len(groups))]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_without_groups_samples_have_none(tmp_path: Path, suffix: str) -> None:
+    plain = write_rows(tmp_path / "a.parquet", 2)
+    if suffix == "jsonl":
+        plain = write_jsonl(tmp_path / "a.jsonl", *[{"question": "?", "answer": "#### 1"}] * 2)
+    task = load_task(plain)
+    assert [s.group for s in task.samples] == [None, None]
+    unknown = load_task(with_groups(tmp_path / f"b.{suffix}", [None, None]))
+    known = load_task(with_groups(tmp_path / f"c.{suffix}", ["x", "x"]))
+    assert unknown.fingerprint != known.fingerprint
+
+
+def test_texts_have_no_group(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("group\n\ngroup\n")
+    assert [s.group for s in load_task(path).samples] == [None, None]
+
+
+@pytest.mark.parametrize(("suffix", "where"), [("parquet", "row 1 of "), ("jsonl", "line 2 of ")])
+@pytest.mark.parametrize("group", [1.5, 2.0, "", [2], True, {"a": 1}])
+def test_a_group_of_another_kind_is_refused_with_its_place(
+    tmp_path: Path, suffix: str, where: str, group: Any
+) -> None:
+    path = with_groups(tmp_path / f"a.{suffix}", [None, group])
+    with pytest.raises(
+        InputError, match=f"^{where}.*: group .* is neither text nor whole"
+    ) as error:
+        load_task(path)
+    assert "\n" not in str(error.value)
+    assert len(load_task(path, samples=1).samples) == 1
+
+
 def test_texts_stand_between_empty_lines_and_are_not_generated(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\nline one\nline two\n \t\n\n\nthird\r\n\r\nfourth\n", encoding="utf-8")
@@ -175,9 +236,9 @@ def test_a_parquet_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         load_task(path)
 
 
-@pytest.mark.parametrize("name", ["prompt", "reward_model"])
+@pytest.mark.parametrize("name", ["prompt", "reward_model", "group"])
 def test_a_parquet_with_a_column_twice_is_refused(tmp_path: Path, name: str) -> None:
-    table = pq.read_table(write_rows(tmp_path / "full.parquet", 1))
+    table = pq.read_table(with_groups(tmp_path / "full.parquet", ["x"]))
     pq.write_table(table.append_column(name, table[name]), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=f"a.parquet' has 2 columns named '{name}'; one is"):
         load_task(tmp_path / "a.parquet")

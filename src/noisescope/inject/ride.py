@@ -1,0 +1,343 @@
+"""Many conditions in one batch: every row carries its condition and draw.
+
+A ride opens the hooks once for several sessions. What a row gets is what it would get in a batch of
+its own session: the noise is a function of its address, so company changes nothing. Which rows are
+whose is told from outside, as `Span`s, and may change in the middle of a pass.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from noisescope.errors import InputError
+from noisescope.inject import attention
+from noisescope.inject.calls import (
+    Function,
+    Layouts,
+    layouts_of,
+    may_share_memory,
+    out_of_place,
+    softmax_dim,
+    write,
+)
+from noisescope.inject.dose import SiteRecord
+from noisescope.inject.injector import for_every_sample
+from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.operators import Spelling
+from noisescope.inject.perturb import perturb_probabilities, perturb_rows
+from noisescope.inject.rows import Layout, Rows
+from noisescope.inject.session import Session
+from noisescope.inject.tokens import TokenReader
+from noisescope.inject.tracker import Place, Tracker
+from noisescope.models import find_regions
+from noisescope.noise import TALLY_FIELDS, Address
+
+
+class RideError(RuntimeError):
+    """Rows of a batch could not be told apart; the conditions must then run one by one."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring rows of a batch that one condition and draw hold.
+
+    Attributes:
+        session: The condition; None for rows that stay clean.
+        draw: Number of the realisation.
+        begin: First row.
+        end: The row after the last.
+        rows: Samples and positions of these rows; None: those that the pass itself tells.
+    """
+
+    session: Session | None
+    draw: int
+    begin: int
+    end: int
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A condition that sees the site that runs: its rows, and its record of that site."""
+
+    span: Span
+    session: Session
+    record: SiteRecord
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A tensor of rows begin..end-1 of the batch, as an operator's output."""
+
+    place: Place
+    begin: int
+    end: int
+
+    def holds(self, span: Span) -> bool:
+        return self.begin <= span.begin and span.end <= self.end
+
+
+class Ride:
+    """Several conditions on one model in one batch, forward only.
+
+    Args:
+        model: The model that the sessions are made for.
+        sessions: Closed sessions, whose error models, selections and records are used.
+    """
+
+    phases = ("forward",)
+
+    def __init__(self, model: nn.Module, sessions: Sequence[Session]) -> None:
+        if any(session.selection.phases != self.phases for session in sessions):
+            raise InputError(
+                "backward noise cannot be measured on answers: leave phases at ('forward',)"
+            )
+        self.model = model
+        self.reader = TokenReader(0, 0)
+        self.regions = find_regions(model)
+        names = {name for session in sessions for name in session.region_names}
+        self._region_names = [r.name for r in self.regions.all if r.name in names]
+        self._tracker = Tracker(self, self.reader)
+        self._mode = OperatorMode(self, lambda: self._tracker.place)
+        self._hooks = ExitStack()
+        self._spans: tuple[Span, ...] = ()
+        self._aboard: dict[str, list[tuple[Span, Session]]] = {}
+
+    # Who sits where.
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Whose the rows of the batch are, in their order and without gaps."""
+        return self._spans
+
+    @spans.setter
+    def spans(self, spans: Sequence[Span]) -> None:
+        self._spans = tuple(spans)
+        self._aboard = {name: [] for name in self._region_names}
+        for span in self._spans:
+            for name in span.session.region_names if span.session is not None else ():
+                self._aboard[name].append((span, span.session))  # type: ignore[arg-type]
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self._spans[-1].end if self._spans else 0
+
+    @property
+    def rows(self) -> Rows | None:
+        """Samples and positions of the rows that the pass began with."""
+        return self._tracker.rows
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._tracker.attach(self.model, self.regions, self._region_names, stack)
+            self._hooks = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.close()
+        remove_mode(self._mode)
+        self._tracker.reset()
+
+    # What the mode calls.
+
+    def run(
+        self, place: Place, spelling: Spelling, function: Function, args: Any, kwargs: Any
+    ) -> Any:
+        """Runs a call of an operator; the rows whose conditions select it are perturbed."""
+        marks = [m for m in self._see(place, spelling.operator) if m.record.is_selected]
+        if not marks:
+            return function(*args, **kwargs)
+        function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
+        layouts = layouts_of(marks[0].record.site, args, kwargs, place.rows, self.batch)
+        output = function(*args, **kwargs)
+        if may_share_memory(output, (args, kwargs)):
+            output = output.clone()
+        piece = _Piece(place, 0, self.batch)
+        result = self._perturb(piece, marks, output, layouts, softmax_dim(args, kwargs))
+        return result if target is None else write(target, result)
+
+    def run_attention(
+        self, place: Place, function: Function, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs fused attention: whole for most rows, in three steps for those that need it."""
+        steps = [self._see(place, operator) for operator in attention.SITE_OPERATORS]
+        apart = {
+            mark.span
+            for marks in steps
+            for mark in marks
+            if mark.record.is_selected and not mark.session.error_model.is_null
+        }
+        for mark in (mark for marks in steps for mark in marks if mark.span not in apart):
+            mark.record.is_fused = True
+            if mark.record.is_selected:
+                _note(mark.record, torch.zeros(len(TALLY_FIELDS), dtype=torch.float64))
+        selected = [[m for m in marks if m.span in apart] for marks in steps]
+        pieces = []
+        for begin, end in _segments(apart, self.batch):
+            part_args, part_kwargs = _rows_of((args, kwargs), begin, end, self.batch)
+            piece = _Piece(place, begin, end)
+            if any(piece.holds(span) for span in apart):
+                pieces.append(self._attend(piece, selected, part_args, part_kwargs))
+            else:
+                pieces.append(function(*part_args, **part_kwargs))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the arguments: nothing is wrapped where no gradient is perturbed."""
+        return args
+
+    # What the tracker calls.
+
+    def enter_region(self) -> None:
+        """Turns the mode on for a region that a condition selects."""
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave_region(self) -> None:
+        """Turns it off."""
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def before_module(self, place: Place, module: nn.Module, args: Any) -> None:
+        """Notes a module that is an operator as a whole."""
+        place.marks = self._see(place, str(place.operator))
+
+    def after_module(self, place: Place, module: nn.Module, output: Any) -> Any:
+        """Adds the error to its output."""
+        marks = [m for m in place.marks if m.record.is_selected]
+        if not marks:
+            return None
+        # A module may give back its input, which is not ours to write into.
+        output = output.clone() if isinstance(output, Tensor) else output
+        return self._perturb(_Piece(place, 0, self.batch), marks, output, {}, -1)
+
+    # Perturbing.
+
+    def _see(self, place: Place, operator: str) -> list[_Mark]:
+        """Notes that an operator runs at a place, for every condition that has rows there."""
+        key = (place.region, place.module, operator, place.next_index(operator))
+        return [
+            _Mark(span, session, session.see_at(key))
+            for span, session in self._aboard[place.region]
+        ]
+
+    def _attend(
+        self, piece: _Piece, steps: Sequence[Sequence[_Mark]], args: Any, kwargs: Any
+    ) -> Tensor:
+        layouts: list[Layouts] = [{"output": "keys"}, {"output": "keys"}, {}]
+
+        def run(step: int, compute: Function, *inputs: Any) -> Tensor:
+            here = [m for m in steps[step] if m.record.is_selected and piece.holds(m.span)]
+            result: Tensor = self._perturb(piece, here, compute(*inputs), layouts[step], -1)
+            return result
+
+        return attention.attend(*args, **kwargs, run=run)
+
+    def _perturb(
+        self, piece: _Piece, marks: Sequence[_Mark], output: Any, layouts: Layouts, dim: int
+    ) -> Any:
+        """Adds each condition's error to its own rows of an output; of several, to the first."""
+        if isinstance(output, tuple) and output:
+            return (self._perturb(piece, marks, output[0], layouts, dim), *output[1:])
+        if not isinstance(output, Tensor) or not output.is_floating_point() or not marks:
+            return output
+        if piece.place.region == "embed":
+            repeated = for_every_sample(output, piece.place.rows)
+            output = output if repeated is output else repeated.clone()
+        batch = piece.end - piece.begin
+        if output.dim() == 0 or output.shape[0] % batch:
+            raise RideError(f"{list(output.shape)} is not a batch of {batch} rows")
+        per_row = output.shape[0] // batch
+        with torch.no_grad():
+            for mark in marks:
+                begin = (mark.span.begin - piece.begin) * per_row
+                end = (mark.span.end - piece.begin) * per_row
+                noisy = self._perturb_span(piece, mark, output, output[begin:end], layouts, dim)
+                if len(marks) == 1 and len(noisy) == len(output):
+                    return noisy
+                output[begin:end] = noisy
+        return output
+
+    def _perturb_span(
+        self,
+        piece: _Piece,
+        mark: _Mark,
+        output: Tensor,
+        own: Tensor,
+        layouts: Layouts,
+        dim: int,
+    ) -> Tensor:
+        record, error_model = mark.record, mark.session.error_model
+        layout = layouts.get("output", "channels")
+        at = self._address(piece, mark, output, own, layout)
+        if record.site.operator == "softmax" and not error_model.is_null:
+            noisy, tally = perturb_probabilities(error_model, own, at, dim)
+        else:
+            noisy, tally = perturb_rows(error_model, own, at)
+        _note(record, tally)
+        return noisy
+
+    def _address(
+        self, piece: _Piece, mark: _Mark, output: Tensor, own: Tensor, layout: Layout
+    ) -> Address:
+        """Returns where the rows of one span lie."""
+        span, record, pass_rows = mark.span, mark.record, piece.place.rows
+        site, operator = record.site.word, record.site.operator
+        if span.rows is not None and not (pass_rows is not None and pass_rows.is_mixed):
+            at, kind = span.rows.address(own, operator, layout, site)
+            begin, end = 0, len(at)
+        elif pass_rows is not None:
+            part = pass_rows.part(piece.begin, piece.end)
+            at, kind = part.address(output, operator, layout, site)
+            each = len(at) // (piece.end - piece.begin)
+            begin, end = (n - piece.begin for n in (span.begin, span.end))
+            begin, end = begin * each, end * each
+        else:
+            raise RideError("the pass has no rows")
+        if kind == "row" and span.end - span.begin != self.batch:
+            raise RideError(f"rows of {record.site.name} lose their sample")
+        if kind != "token" and record.rows != "row":
+            record.rows = kind
+        return at.rows(begin, end, mark.session.seed, span.draw)
+
+
+def _note(record: SiteRecord, tally: Tensor) -> None:
+    record.forward += 1
+    record.add("forward", tally)
+
+
+def _segments(apart: Sequence[Span] | set[Span], batch: int) -> list[tuple[int, int]]:
+    """Returns the batch cut into runs of rows that are all in a span, and all in none."""
+    runs: list[tuple[int, int]] = []
+    for begin, end in sorted((span.begin, span.end) for span in apart):
+        if runs and runs[-1][1] == begin:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((begin, end))
+    cuts = sorted({0, batch, *(edge for run in runs for edge in run)})
+    return list(itertools.pairwise(cuts))
+
+
+def _rows_of(
+    arguments: tuple[Any, Mapping[str, Any]], begin: int, end: int, batch: int
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the arguments of fused attention for some rows of the batch."""
+    if (begin, end) == (0, batch):
+        return arguments[0], dict(arguments[1])
+
+    def cut(value: Any) -> Any:
+        is_batched = isinstance(value, Tensor) and value.dim() == 4 and value.shape[0] == batch
+        return value[begin:end] if is_batched else value
+
+    args, kwargs = arguments
+    return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}

@@ -1,0 +1,94 @@
+"""Commands on small studies: data on disk, units of a few samples, interrupts on demand."""
+
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from noisescope import diagnose
+from noisescope.cli import run
+from noisescope.measure import Worker
+
+REPORT = ("result.json", "heatmap.png")
+FINISHED = ("records.parquet", "witnesses.json", "complete.json", *REPORT)
+
+
+def write_questions(path: Path, count: int = 6, groups=None) -> Path:
+    """Writes the first so many of a list of questions, in the plan's layout."""
+    rows = {
+        "prompt": [
+            [{"role": "user", "content": f"what is {i}+{7 * i % 5}?"}] for i in range(count)
+        ],
+        "reward_model": [{"ground_truth": str(i + 7 * i % 5)} for i in range(count)],
+    }
+    pq.write_table(pa.table(rows | ({} if groups is None else {"group": groups})), path)
+    return path
+
+
+def write_texts(path: Path, count: int) -> Path:
+    path.write_text("\n\n".join(f"dog number {i} ran {i * i} times" for i in range(count)))
+    return path
+
+
+def in_small_units(monkeypatch, samples: int = 2) -> None:
+    """Makes new studies keep their records after every so many samples."""
+    monkeypatch.setattr(diagnose, "samples_per_unit", lambda plan: samples)
+
+
+@contextmanager
+def interrupted_in_unit(monkeypatch, number: int):
+    """Sends SIGINT while the n-th unit, from 1, is measured."""
+    measure, left = Worker.__call__, [number]
+
+    def measure_and_interrupt(worker, unit):
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        return measure(worker, unit)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in some workers
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "__call__", measure_and_interrupt)
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left[0] <= 0, "there was no such unit"
+
+
+@contextmanager
+def nothing_measured(monkeypatch):
+    """Fails where a unit is measured."""
+
+    def measure(worker, unit):
+        raise AssertionError(f"measured {unit.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "__call__", measure)
+        yield
+
+
+def carry_out(capsys, *words: str) -> str:
+    """Runs a command that must be good and returns what it prints."""
+    capsys.readouterr()
+    status = run(list(words))
+    told = capsys.readouterr()
+    assert (status, told.err) == (0, ""), told.err
+    return told.out
+
+
+def refusal(capsys, *words: str) -> str:
+    """Runs a command that must be refused and returns its one line."""
+    capsys.readouterr()
+    status = run(list(words))
+    told = capsys.readouterr()
+    assert status == 2 and told.out == "" and told.err.count("\n") == 1, told.err
+    return told.err
+
+
+def files_of(directory: Path, names=None) -> dict[str, bytes]:
+    """Returns the bytes of these files of a study, or of all but its lock."""
+    chosen = [p for p in sorted(directory.iterdir()) if p.name != "lock"]
+    return {p.name: p.read_bytes() for p in chosen if names is None or p.name in names}

@@ -1,20 +1,23 @@
-"""Intervals for paired differences over questions and noise draws, and exact tests for one draw.
+"""Intervals for paired differences over questions and noise draws.
 
-More questions never remove the variance between draws, so both count. Fewer than two of either
-gives NaN bounds for what they alone could tell: an interval of zero width would be a claim nobody
-can make.
+More questions never remove the variance between draws, so both count. Fewer than two questions
+give NaN bounds, and one draw says nothing of others: an interval of zero width would be a claim
+nobody can make. Where an interval covers less or more than it says, its caution tells.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-# Mean squares below this share of the rest are its rounding.
-_ROUNDING = 1e-12
+from noisescope.analyse.moments import Moments, by_group, moments_of
+
+_FEW_DRAWS, _SOME_DRAWS = 3, 5
+_FEW_QUESTIONS = 10
+_SKEWED_MEAN = 0.45
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class Interval:
         mean: The estimate; NaN without data.
         low: Lower bound; NaN where the data cannot give one.
         high: Upper bound, likewise.
-        degrees: Degrees of freedom; NaN where there is no interval.
+        degrees: Degrees of freedom by Satterthwaite; NaN where there is no interval.
         includes_draws: Whether the interval covers the variance between draws; with one draw it
             speaks of this realisation of the noise only.
+        caution: Why it may cover less or more than it says, as a sentence; empty without a doubt.
     """
 
     mean: float
@@ -35,6 +39,7 @@ class Interval:
     high: float
     degrees: float
     includes_draws: bool
+    caution: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -42,12 +47,20 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
-def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """Returns the mean of K draws x N questions with a t interval that counts both.
+UNKNOWN = Interval(math.nan, math.nan, math.nan, math.nan, False)
+
+
+def crossed_interval(
+    values_KN: NDArray[np.float64],
+    confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Returns the mean of K draws x N questions with the plain t interval that counts both.
 
     Args:
         values_KN: Paired differences, draw by question; what is not finite drops its question.
         confidence: Of the two-sided interval.
+        groups: The source of each question; those of one source count as one. None: all apart.
 
     Returns:
         The interval. N < 2, and values that are all the same, give NaN bounds: there is no spread
@@ -55,103 +68,101 @@ def crossed_interval(values_KN: NDArray[np.float64], confidence: float = 0.95) -
 
     Source: two-way random effects without replication; degrees of freedom by Satterthwaite 1946.
     """
-    values = finite_questions(values_KN)
-    K, N = values.shape
-    if N == 0:
-        return Interval(math.nan, math.nan, math.nan, math.nan, K > 1)
-    mean = float(values.mean())
-    if N < 2:
-        return Interval(mean, math.nan, math.nan, math.nan, K > 1)
-    if np.ptp(values) == 0:
-        return Interval(mean, math.nan, math.nan, math.nan, K > 1)
-    variance, degrees = _variance_of_mean(values)
-    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, degrees, K > 1)
+    values, groups = finite_part(values_KN, groups)
+    moments = _moments(values, groups)
+    if moments is None:
+        return _without_bounds(values)
+    mean, degrees = float(moments.mean), float(moments.degrees)
+    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(moments.variance)
+    return Interval(mean, mean - half, mean + half, degrees, moments.K > 1)
 
 
-def share_interval(values_KN: NDArray[np.float64]) -> Interval:
-    """Returns `crossed_interval` for differences of right answers, each 1, 0 or -1.
+def mean_interval(
+    values_KN: NDArray[np.float64],
+    confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Returns `crossed_interval` made to hold for skewed values, as KL is, and for few draws.
 
-    Where all are the same, the share of others is at most about 3 / N with 95 % confidence.
-
-    Source: the rule of three, Hanley and Lippman-Hand 1983.
+    Arguments as there; `Moments.critical` and `unskewed` say what is mended and by whom. Equal to
+    it for one draw of values that are not skewed.
     """
-    values = finite_questions(values_KN)
-    interval = crossed_interval(values)
-    N = values.shape[1]
-    if N < 2 or np.ptp(values) > 0:
-        return interval
-    low, high = max(-1.0, interval.mean - 3 / N), min(1.0, interval.mean + 3 / N)
-    return replace(interval, low=low, high=high)
+    values, kept = finite_part(values_KN, groups)
+    moments = _moments(values, kept)
+    if moments is None:
+        return _without_bounds(values)
+    low, high = moments.bounds((1 - confidence) / 2)
+    lost = np.asarray(values_KN).shape[1] - values.shape[1]
+    return Interval(
+        mean=float(moments.mean),
+        low=float(low),
+        high=float(high),
+        degrees=float(moments.degrees),
+        includes_draws=moments.K > 1,
+        caution="; ".join([*_lost(lost, values.shape[1]), *cautions(moments, values.shape[1])]),
+    )
+
+
+def cautions(moments: Moments, questions: int) -> list[str]:
+    """Returns what is known to bend an interval of these moments; benchmarks/intervals.py says."""
+    found = []
+    if has_few_draws(moments):
+        found.append(
+            f"few draws: {moments.K} hardly tell how draws differ, and the interval may be too "
+            "wide, or too narrow where draws differ most; use 10 or more"
+        )
+    if moments.N < _FEW_QUESTIONS:
+        what = "questions" if moments.N == questions else "sources of questions"
+        found.append(
+            f"few {what}: {moments.N} are too few for the interval to hold; use 20 or more"
+        )
+    if is_skewed(moments):
+        found.append(
+            "skewed: a few questions or draws carry most of the mean, and the interval may cover "
+            "90 % or less; use more of them"
+        )
+    return found
+
+
+def has_few_draws(moments: Moments) -> NDArray[np.bool_]:
+    """Returns whether an interval rests on two or three draws, or mostly on up to five."""
+    by_draws = moments.draw_share > 0.5
+    few = moments.K <= _FEW_DRAWS
+    return np.asarray((by_draws | few) & (1 < moments.K <= _SOME_DRAWS))
+
+
+def is_skewed(moments: Moments) -> NDArray[np.bool_]:
+    """Returns whether the mean is so skewed that its correction may fall short."""
+    return np.asarray(np.abs(moments.skewness) > _SKEWED_MEAN)
+
+
+def _lost(lost: int, kept: int) -> list[str]:
+    return [f"{lost} of {lost + kept} questions are not finite and left out"] if lost else []
+
+
+def _moments(values: NDArray[np.float64], groups: Sequence[Hashable] | None) -> Moments | None:
+    """Returns the moments over groups, or None where there is no spread to judge by."""
+    if values.shape[1] < 2 or np.ptp(values) == 0:
+        return None
+    grouped = by_group(values, groups)
+    return moments_of(grouped) if grouped.shape[1] > 1 else None
+
+
+def _without_bounds(values: NDArray[np.float64]) -> Interval:
+    mean = float(values.mean()) if values.size else math.nan
+    return Interval(mean, math.nan, math.nan, math.nan, values.shape[0] > 1)
 
 
 def finite_questions(values_KN: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the columns whose every entry is finite."""
+    return finite_part(values_KN, None)[0]
+
+
+def finite_part(
+    values_KN: NDArray[np.float64], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], Sequence[Hashable] | None]:
+    """Returns the columns whose every entry is finite, and their groups."""
     values = np.asarray(values_KN, dtype=np.float64)
-    kept: NDArray[np.float64] = values[:, np.isfinite(values).all(axis=0)]
-    return kept
-
-
-def _variance_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the variance of the grand mean and its degrees of freedom."""
-    K, N = values.shape
-    by_draw, by_question, mean = values.mean(axis=1), values.mean(axis=0), values.mean()
-    ms_question = K * float(((by_question - mean) ** 2).sum()) / (N - 1)
-    if K == 1:
-        return ms_question / N, float(N - 1)
-    ms_draw = N * float(((by_draw - mean) ** 2).sum()) / (K - 1)
-    rest = values - by_draw[:, None] - by_question[None, :] + mean
-    ms_rest = float((rest**2).sum()) / ((K - 1) * (N - 1))
-    total = ms_draw + ms_question - ms_rest
-    largest = max(ms_draw, ms_question)
-    if largest <= _ROUNDING * ms_rest:  # both are level: what is left is all there is to judge by
-        return ms_rest / (K * N), float((K - 1) * (N - 1))
-    if total <= largest:
-        return largest / (K * N), float(K - 1 if ms_draw >= ms_question else N - 1)
-    parts = ms_draw**2 / (K - 1) + ms_question**2 / (N - 1) + ms_rest**2 / ((K - 1) * (N - 1))
-    return total / (K * N), total**2 / parts
-
-
-def t_test_p(values_KN: NDArray[np.float64]) -> float:
-    """Returns the two-sided p of a mean of zero; NaN for N < 2, 1 where nothing differs at all.
-
-    Where every difference is the same non-zero number there is no variance to judge by, and the
-    exact sign test over questions stands in: 2^(1 - N).
-    """
-    values = finite_questions(values_KN)
-    if values.shape[1] < 2:
-        return math.nan
-    if not values.any():
-        return 1.0
-    if np.ptp(values) == 0:
-        return math.ldexp(2.0, -values.shape[1])
-    variance, degrees = _variance_of_mean(values)
-    t = abs(float(values.mean())) / math.sqrt(variance)
-    return float(2 * stats.t.sf(t, degrees))
-
-
-def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Returns the exact two-sided p that two paired sets of answers are equally often right.
-
-    No discordant pair gives 1. Source: McNemar 1947, exact binomial form.
-    """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    discordant = only_first + only_second
-    if not discordant:
-        return 1.0
-    return min(1.0, 2 * float(stats.binom.cdf(min(only_first, only_second), discordant, 0.5)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p values adjusted so that the family-wise error is held; NaN stays NaN.
-
-    Source: Holm 1979.
-    """
-    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted = [math.nan] * len(p_values)
-    largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[i] = largest
-    return adjusted
+    is_finite = np.atleast_1d(np.isfinite(values).all(axis=0))
+    kept = None if groups is None else [g for g, k in zip(groups, is_finite, strict=True) if k]
+    return values[:, is_finite], kept

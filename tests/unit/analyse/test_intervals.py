@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisescope.analyse import crossed_interval, holm, mcnemar_p, t_test_p
-from noisescope.analyse.intervals import share_interval
+from noisescope.analyse import crossed_interval, holm, mcnemar_p, share_interval, t_test_p
 
 
 def anova(values):

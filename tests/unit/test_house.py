@@ -25,6 +25,7 @@ FLOORS = {
     "records": 2,
     "tasks": 2,
     "demo": 1,
+    "versions": 1,
     "errors": 1,
 }
 

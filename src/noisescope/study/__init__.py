@@ -1,5 +1,43 @@
 """A study: what was asked, what was measured, and what it says."""
 
-from noisescope.study.diagnosis import Diagnosis
+from noisescope.study.diagnosis import Diagnosis, Margins, losses_of, make_diagnosis
+from noisescope.study.discard import discard
+from noisescope.study.executor import Executor, InProcess, Worker
+from noisescope.study.interrupt import StudyInterrupted
+from noisescope.study.opening import check_directory, open_study
+from noisescope.study.plan import (
+    Layout,
+    SampleKey,
+    StudyPlan,
+    conditions_json,
+    sample_keys,
+)
+from noisescope.study.specs import make_worker, worker_spec
+from noisescope.study.state import StudyState, read_study
+from noisescope.study.study import Study
+from noisescope.study.units import make_units
 
-__all__ = ["Diagnosis"]
+__all__ = [
+    "Diagnosis",
+    "Executor",
+    "InProcess",
+    "Layout",
+    "Margins",
+    "SampleKey",
+    "Study",
+    "StudyInterrupted",
+    "StudyPlan",
+    "StudyState",
+    "Worker",
+    "check_directory",
+    "conditions_json",
+    "discard",
+    "losses_of",
+    "make_diagnosis",
+    "make_units",
+    "make_worker",
+    "open_study",
+    "read_study",
+    "sample_keys",
+    "worker_spec",
+]

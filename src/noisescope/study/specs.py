@@ -1,0 +1,93 @@
+"""What another process needs to carry out a study's units: a spec, as JSON, and the worker of one.
+
+A spec names files and plain values. It is refused where what lies at its paths is not what the
+study was made of.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from noisescope.errors import InputError
+from noisescope.inject import Selection
+from noisescope.measure import Condition, Plan, Worker
+from noisescope.models import load_model
+from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+from noisescope.study.plan import StudyPlan
+from noisescope.tasks import load_task
+
+_ERROR_MODELS: Mapping[str, type[ErrorModel]] = {
+    kind.__name__: kind for kind in (RelativeGaussian, AbsoluteGaussian)
+}
+
+
+def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the spec of a study's worker; None where it can live in this process only.
+
+    Args:
+        plan: The study's plan.
+        source: Where model and data came from: `model`, `tokenizer`, `dtype`, `device`,
+            `trust_remote_code`, `data`, `samples` and `max_new_tokens`; None: from memory.
+    """
+    kinds = {condition["error_model"]["type"] for condition in plan.conditions.values()}
+    if source is None or not kinds <= _ERROR_MODELS.keys():
+        return None
+    return {
+        "source": {**source, **_settled(plan, source)},
+        "conditions": dict(plan.conditions),
+        "draws": plan.draws,
+        "seed": plan.seed,
+        "generates": plan.generates,
+        "rows_per_batch": plan.layout.rows_per_batch,
+        "memory_gib": plan.layout.memory_gib,
+        "fingerprints": dict(plan.fingerprints),
+    }
+
+
+def _settled(plan: StudyPlan, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was left to be chosen by the machine, as it was chosen for the study."""
+    device = source["device"] or plan.settings["--device"]
+    return {"dtype": plan.settings["--dtype"], "device": device}
+
+
+def make_worker(spec: Mapping[str, Any]) -> Worker:
+    """Loads model and data and returns the worker of a spec.
+
+    Raises:
+        InputError: They cannot be loaded, or are not those of the study.
+    """
+    source = spec["source"]
+    task = load_task(source["data"], source["samples"], max_new_tokens=source["max_new_tokens"])
+    loaded = load_model(
+        source["model"],
+        dtype=source["dtype"],
+        device=source["device"],
+        tokenizer=source["tokenizer"],
+        trust_remote_code=source["trust_remote_code"],
+    )
+    for what, found in (("model", loaded.fingerprint), ("data", task.fingerprint)):
+        wanted = spec["fingerprints"][what]
+        if found != wanted:
+            raise InputError(
+                f"{what} {source[what]}: its fingerprint is {found[:19]}, the study's is "
+                f"{wanted[:19]}; give every process the same files"
+            )
+    plan = Plan(
+        tuple(_condition(name, entry) for name, entry in spec["conditions"].items()),
+        spec["draws"],
+        spec["seed"],
+        spec["rows_per_batch"],
+        spec["memory_gib"],
+        generates=spec["generates"],
+    )
+    return Worker(loaded, task, plan, spec)
+
+
+def _condition(name: str, entry: Mapping[str, Any]) -> Condition:
+    """Returns the condition of an entry that `conditions_json` made."""
+    parameters = dict(entry["error_model"])
+    error_model = _ERROR_MODELS[parameters.pop("type")](**parameters)
+    chosen = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in entry["selection"].items()
+    }
+    return Condition(name, error_model, Selection(**chosen))

@@ -1,0 +1,289 @@
+"""A study: has its units carried out, keeps what comes back, and gives it as records in order.
+
+What is given to analysis has always passed through JSON, so a study that went on after a kill and
+one that ran through see the same. Opening one is in `opening`; its files are in their own modules.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from noisescope.errors import InputError
+from noisescope.inject import Witness
+from noisescope.measure import Progress, Record, Unit, UnitResult
+from noisescope.study.compact import COMPLETE, RECORDS, WITNESSES, write_finished
+from noisescope.study.executor import Executor, InProcess, Worker
+from noisescope.study.files import explained, remove_file, replace_file
+from noisescope.study.gather import Gathered, gather
+from noisescope.study.interrupt import Interrupts, StudyInterrupted, hold_interrupts
+from noisescope.study.journal import JOURNAL, Journal, decoded
+from noisescope.study.lock import LOCK, Lock
+from noisescope.study.manifest import MANIFEST, Manifest
+from noisescope.study.plan import StudyPlan
+from noisescope.study.units import Key, manifest_units, unit_keys, wrong_with
+
+NextUnits = Callable[[Sequence[Record]], Sequence[Unit]]
+_OWN_FILES = (MANIFEST, JOURNAL, RECORDS, WITNESSES, COMPLETE, LOCK)
+
+
+class Study:
+    """A study that is open for measuring; made by `open_study`, and closed as a context manager.
+
+    Attributes:
+        directory: Where it is kept; None: nowhere.
+        opening: What opening it found, one line; empty for a new one.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        directory: Path | None = None,
+        *,
+        lock: Lock | None = None,
+        journal: Journal | None = None,
+        finished: Gathered | None = None,
+        results: Iterable[UnitResult] = (),
+        opening: str = "",
+    ) -> None:
+        self.directory, self.opening = directory, opening
+        self._manifest, self._lock, self._journal = manifest, lock, journal
+        self._finished = finished or Gathered()
+        self._results = {result.unit: result for result in results}
+        self._groups = {sample.name: sample.group for sample in manifest.plan.samples}
+        self._units: list[Unit] = []  # all that are asked for beyond the finished ones
+        self._keys: set[Key] = set()
+        self._is_searched = False
+        self._units_before = 0
+        if not manifest.plan.is_adaptive:
+            self._ask(manifest_units(manifest, self._finished.stages))
+            self._check_all_asked()
+            self._units_before = len(manifest_units(manifest)) - len(self._units)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan as it is kept; its layout is what a worker should go by."""
+        return self._manifest.plan
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is measured and `finish` has made its files."""
+        return self._finished.stages == len(self._manifest.stages)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What is measured so far: clean first, then by condition, draw and sample."""
+        return self._gathered().records
+
+    @property
+    def witnesses(self) -> dict[str, Witness]:
+        """The witness of each condition, summed over the units so far."""
+        return dict(self._gathered().witnesses)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the units have to say, each line once."""
+        return self._gathered().notes
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Units that are kept, and units that are asked for so far."""
+        done = sum(unit.name in self._results for unit in self._units)
+        return self._units_before + done, self._units_before + len(self._units)
+
+    def run(
+        self, worker: Worker, executor: Executor | None = None, progress: Progress | None = None
+    ) -> None:
+        """Has the units of the plan carried out that are not kept yet.
+
+        Args:
+            worker: Measures a unit.
+            executor: Who has it carried out; None: this process.
+            progress: Told what was done, and how many units of how many are.
+
+        Raises:
+            StudyInterrupted: Ctrl-C was pressed; the unit in hand is kept.
+            NoisescopeError: A unit could not be written; those before it are kept.
+            ValueError: The executor gave back something else than it was asked for.
+        """
+        if self.plan.is_adaptive:
+            raise ValueError("the plan is adaptive: its units come from run_rounds")
+        self._carry_out(worker, executor or InProcess(), progress)
+
+    def run_rounds(
+        self,
+        worker: Worker,
+        next_units: NextUnits,
+        executor: Executor | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Has units carried out round after round, each chosen by the records of those before.
+
+        Args:
+            worker: Measures a unit.
+            next_units: Returns the units of the next round, none to end; a pure function of the
+                records so far, for it is called again for each round when a study goes on.
+            executor: As in `run`.
+            progress: As in `run`.
+
+        Raises:
+            StudyInterrupted: As in `run`.
+            NoisescopeError: As in `run`.
+            ValueError: As in `run`, or a unit asks for something a second time.
+        """
+        if not self.plan.is_adaptive:
+            raise ValueError("the plan is not adaptive: its units are fixed, call run")
+        if self.is_complete:
+            return
+        self._units, self._keys = [], set()
+        while units := next_units(self.records):
+            self._ask(units)
+            self._carry_out(worker, executor or InProcess(), progress)
+        self._check_all_asked()
+        self._is_searched = True
+
+    def finish(self) -> None:
+        """Makes the files of a finished study: Parquet in the place of the journal.
+
+        Raises:
+            NoisescopeError: They cannot be written; all records are kept all the same.
+            ValueError: Units are missing.
+        """
+        if self.is_complete:
+            return
+        done, total = self.progress
+        if done < total or (self.plan.is_adaptive and not self._is_searched):
+            raise ValueError(f"{done} of {total} units are measured: run the study to its end")
+        finished = self._gathered()
+        if self.directory is not None:
+            with explained(self.directory / RECORDS, self._kept()):
+                write_finished(self.directory, finished, self.plan)
+                self._close_journal()
+                remove_file(self.directory / JOURNAL)
+        self._units_before += len(self._units)
+        self._finished, self._units, self._results = finished, [], {}
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts a file of the caller's beside the study's, whole or not at all.
+
+        In a study without a directory nothing is written.
+
+        Raises:
+            NoisescopeError: It cannot be written.
+            ValueError: The name is no plain file name, or one of the study's own.
+        """
+        if not name or name in _OWN_FILES or Path(name).name != name:
+            raise ValueError(f"name {name!r}: a plain file name is needed, not {_OWN_FILES}")
+        if self.directory is not None:
+            with explained(self.directory / name, self._kept()):
+                replace_file(self.directory / name, data)
+
+    def close(self) -> None:
+        """Gives the directory free for other processes."""
+        self._close_journal()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, units: Sequence[Unit]) -> None:
+        """Adds units to those that are asked for; their results may be there already."""
+        names = {unit.name for unit in self._units}
+        for unit in units:
+            keys = set(unit_keys(unit))
+            if unit.name in names or not keys or keys & self._keys:
+                raise ValueError(f"unit {unit.name!r} is empty, or asks for something again")
+            if unit.name in self._results:
+                self._check_kept(unit)
+            self._units.append(unit)
+            self._keys |= keys
+            names.add(unit.name)
+
+    def _check_kept(self, unit: Unit) -> None:
+        wrong = wrong_with(unit, self._results[unit.name], self._groups)
+        if wrong and self.directory is not None:
+            raise InputError(
+                f"{self.directory / JOURNAL}: unit {unit.name} is not what the plan asks for "
+                f"({wrong}): restore the directory from a copy, or name another"
+            )
+
+    def _check_all_asked(self) -> None:
+        odd = sorted(self._results.keys() - {unit.name for unit in self._units})
+        if odd and self.directory is not None:
+            raise InputError(
+                f"{self.directory / JOURNAL} holds unit {odd[0]}, which the plan does not ask for: "
+                "restore the directory from a copy, or name another"
+            )
+
+    def _carry_out(self, worker: Worker, executor: Executor, progress: Progress | None) -> None:
+        """Has the units carried out that have no result, and keeps what comes back."""
+        waiting = {unit.name: unit for unit in self._units if unit.name not in self._results}
+        tell = _teller(self, progress)
+        tell("")
+        if not waiting:
+            return
+        results = executor.run(worker, tuple(waiting.values()))
+        try:
+            with hold_interrupts(lambda: tell("ends after this; Ctrl-C again ends now")) as asked:
+                for result in results:
+                    self._keep(result, waiting)
+                    tell(result.unit)
+                    self._end_if(asked)
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+        if waiting:
+            raise ValueError(f"the executor left out {len(waiting)} units, first {min(waiting)!r}")
+
+    def _keep(self, result: UnitResult, waiting: dict[str, Unit]) -> None:
+        unit = waiting.get(result.unit)
+        if unit is None:
+            raise ValueError(f"the executor gave unit {result.unit!r}, which it was not asked for")
+        wrong = wrong_with(unit, result, self._groups)
+        if wrong:
+            raise ValueError(f"the result of unit {unit.name!r} is not what was asked for: {wrong}")
+        if self._journal is not None:
+            with explained(self._journal.path, self._kept()):
+                self._journal.append(result)
+        self._results[unit.name] = decoded(result)
+        del waiting[unit.name]
+
+    def _end_if(self, interrupts: Interrupts) -> None:
+        if interrupts.is_asked:
+            go_on = "run the same command to go on"
+            if self.directory is None:
+                go_on = "nothing is kept: give --out to be able to go on"
+            raise StudyInterrupted(f"{self._kept()}: {go_on}")
+
+    def _kept(self) -> str:
+        done, total = self.progress
+        where = f"kept in {self.directory}" if self.directory is not None else "measured"
+        return f"{done} of {total} units are {where}"
+
+    def _gathered(self) -> Gathered:
+        """Returns everything so far; of a search, what its rounds have asked for up to now."""
+        done = [self._results[unit.name] for unit in self._units if unit.name in self._results]
+        return gather(self._finished, done, self.plan, len(self._manifest.stages))
+
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+
+def _teller(study: Study, progress: Progress | None) -> Callable[[str], None]:
+    def tell(what: str) -> None:
+        if progress is not None:
+            progress(what, *study.progress)
+
+    return tell

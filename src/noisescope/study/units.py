@@ -1,0 +1,120 @@
+"""The units of a plan, and whether what came back is what a unit asked for.
+
+Units are a pure function of the manifest, so a study that goes on asks for the same ones.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
+
+from noisescope.measure import CLEAN, Record, Unit, UnitResult
+from noisescope.study.manifest import Manifest
+from noisescope.study.plan import StudyPlan
+
+Key = tuple[str, int, str]  # condition, draw, sample
+
+
+def manifest_units(manifest: Manifest, after: int = 0) -> list[Unit]:
+    """Returns the units of the stages of a manifest, without those of the first `after` stages."""
+    return [
+        unit
+        for number in range(after, len(manifest.stages))
+        for unit in _stage_units(manifest, number)
+    ]
+
+
+def make_units(
+    plan: StudyPlan,
+    name: str,
+    samples: Sequence[str],
+    conditions: Sequence[str],
+    draws: Sequence[int],
+    with_clean: bool,
+) -> list[Unit]:
+    """Returns units of conditions x draws over consecutive blocks of samples.
+
+    Args:
+        plan: Gives the size of a block, and whether units generate.
+        name: What the units' names begin with; a number follows.
+        samples: Names of the samples.
+        conditions: Names of the noisy conditions.
+        draws: Numbers of the realisations.
+        with_clean: Whether the clean model's records of these samples are wanted, too.
+    """
+    if not samples or not (with_clean or (conditions and draws)):
+        return []
+    size = plan.layout.samples_per_unit
+    return [
+        Unit(
+            name=f"{name}-{number}",
+            samples=tuple(samples[start : start + size]),
+            conditions=tuple(conditions),
+            draws=tuple(draws),
+            with_clean=with_clean,
+            generates=plan.generates,
+        )
+        for number, start in enumerate(range(0, len(samples), size))
+    ]
+
+
+def unit_keys(unit: Unit) -> Iterator[Key]:
+    """Yields condition, draw and sample of each record that a unit asks for."""
+    if unit.with_clean:
+        yield from product((CLEAN,), (0,), unit.samples)
+    yield from product(unit.conditions, unit.draws, unit.samples)
+
+
+def wrong_with(unit: Unit, result: UnitResult, groups: Mapping[str, str | None]) -> str | None:
+    """Returns what is wrong with a result, or None.
+
+    Args:
+        unit: What was asked for.
+        result: What came back.
+        groups: The group of each sample.
+    """
+    asked = set(unit_keys(unit))
+    counts = Counter((r.condition, r.draw, r.sample) for r in result.records)
+    for text, keys in (
+        ("lacks", asked - counts.keys()),
+        ("was not asked for", counts.keys() - asked),
+        ("has twice", {key for key, count in counts.items() if count > 1}),
+    ):
+        if keys:
+            condition, draw, sample = min(keys)
+            return f"it {text} sample {sample!r}, {condition}, draw {draw}"
+    for record in result.records:
+        if record.group != groups[record.sample]:
+            return f"sample {record.sample!r} has group {record.group!r}"
+    if result.witnesses.keys() != set(unit.conditions):
+        odd = min(result.witnesses.keys() ^ set(unit.conditions))
+        return f"the witness of {odd} {'lacks' if odd in unit.conditions else 'is too many'}"
+    return None
+
+
+def in_order(records: Iterable[Record], plan: StudyPlan) -> list[Record]:
+    """Returns records clean first, then by condition, draw and sample, in the plan's order."""
+    conditions = {name: i for i, name in enumerate([CLEAN, *plan.conditions])}
+    samples = {sample.name: i for i, sample in enumerate(plan.samples)}
+    return sorted(records, key=lambda r: (conditions[r.condition], r.draw, samples[r.sample]))
+
+
+def _stage_units(manifest: Manifest, number: int) -> list[Unit]:
+    """Returns what a stage added: new samples, new conditions of the old ones, and new draws."""
+    plan, stage = manifest.plan, manifest.stages[number]
+    earlier = manifest.stages[:number]
+    old_samples, old_draws = (earlier[-1].samples, earlier[-1].draws) if earlier else (0, 0)
+    old = [name for before in earlier for name in before.conditions]
+    names = [sample.name for sample in plan.samples[: stage.samples]]
+    draws = range(stage.draws)
+    parts = (
+        ("samples", names[old_samples:], [*old, *stage.conditions], draws, True),
+        ("conditions", names[:old_samples], stage.conditions, draws, False),
+        ("draws", names[:old_samples], old, draws[old_draws:], False),
+    )
+    return [
+        unit
+        for what, samples, conditions, some_draws, with_clean in parts
+        for unit in make_units(
+            plan, f"{number}-{what}", samples, conditions, some_draws, with_clean
+        )
+    ]

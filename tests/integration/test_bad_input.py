@@ -1,15 +1,10 @@
 """Every wrong input gets one line on standard error, exit status 2, and no file is written."""
 
-import contextlib
 import json
 import os
-import pty
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +13,7 @@ import pytest
 from helpers.model_dirs import character_tokenizer, save_model
 from helpers.small_models import small_model
 
-from noisescope.cli import run
+from noisescope.cli import commands, run
 
 QUESTIONS = [("2+3=?", "5"), ("what is 4-1?", "3"), ("7 dogs", "7")]
 
@@ -73,11 +68,9 @@ def refusal(capsys, place, *words, status=2):
 
 def test_the_good_command_is_good(capsys, place):
     assert run([*GOOD, "--out=study"]) == 0
-    assert sorted(p.name for p in (place / "study").iterdir()) == [
-        "heatmap.png",
-        "records.jsonl",
-        "result.json",
-    ]
+    assert {"heatmap.png", "records.parquet", "result.json", "manifest.json"} < {
+        p.name for p in (place / "study").iterdir()
+    }
 
 
 OPTIONS = {
@@ -116,9 +109,16 @@ OPTIONS = {
     "device": (["--device=cuda:9"], ["'cuda:9'", "not available", "cpu"]),
     "unknown option": (["--windows=3"], ["--windows", "--window", "--help"]),
     "option without value": (["--window"], ["--window", "--help"]),
-    "out nowhere": (["--out=a/b"], ["--out a/b", "no directory", "make it first"]),
-    "out is a file": (["--out=texts.txt"], ["--out texts.txt exists already"]),
-    "out is a directory": (["--out=llama"], ["--out llama exists already"]),
+    "out nowhere": (["--out=a/b"], ["a/b", "no directory", "make it first"]),
+    "out is a file": (["--out=texts.txt"], ["texts.txt is a file", "name a directory"]),
+    "out is no study": (["--out=llama"], ["llama holds other files and no study", "is empty"]),
+    "extend nothing": (["--extend"], ["--extend", "name the study", "--out DIR"]),
+    "accuracy margin 0": (["--accuracy-margin=0"], ["--accuracy-margin 0.0", "0.01 is a point"]),
+    "accuracy margin 1": (["--accuracy-margin=1"], ["--accuracy-margin 1.0", "between 0 and 1"]),
+    "kl margin negative": (["--kl-margin=-1"], ["--kl-margin -1.0", "above 0"]),
+    "kl margin NaN": (["--kl-margin=nan"], ["--kl-margin nan", "above 0"]),
+    "memory of none": (["--memory-gib=0"], ["--memory-gib 0.0", "above 0"]),
+    "sites and a window": (["--sites", "--window=2"], ["--sites", "leave out --window"]),
     "result exists": (["--result=texts.txt"], ["--result texts.txt exists already"]),
     "result nowhere": (["--result=a/b.json"], ["--result a/b.json", "no directory"]),
 }
@@ -141,7 +141,12 @@ COMMANDS = {
         ["'linaer'", "'linear'"],
     ),
     "operators: draws": (["operators", *GOOD[1:], "--draws=0"], ["--draws 0"]),
-    "demo over a file": (["demo", "--out=texts.txt"], ["--out texts.txt exists already"]),
+    "show without a directory": (["show"], ["argument", "noisescope show --help"]),
+    "show nothing": (["show", "nowhere"], ["nowhere holds no study", "name one that does"]),
+    "show a file": (["show", "texts.txt"], ["texts.txt is a file", "name the directory"]),
+    "show other files": (["show", "llama"], ["llama holds no study", "manifest.json"]),
+    "show with a margin of 0": (["show", "x", "--kl-margin=0"], ["--kl-margin 0.0"]),
+    "demo over a file": (["demo", "--out=texts.txt"], ["texts.txt is a file"]),
 }
 
 
@@ -305,22 +310,26 @@ def test_a_masked_model_cannot_be_measured_but_its_sites_be_listed(capsys, place
 
 
 def test_an_output_made_meanwhile_stays_untouched(capsys, place, monkeypatch):
-    from noisescope import cli
+    probe = commands.load_model
 
-    diagnose = cli.diagnose_layers
-
-    def diagnose_and_occupy(*given, **options):
+    def load_and_occupy(*given, **options):
         (place / "study").mkdir()
         (place / "study" / "mine").write_text("mine")
-        return diagnose(*given, **options)
+        return probe(*given, **options)
 
-    monkeypatch.setattr(cli, "diagnose_layers", diagnose_and_occupy)
+    monkeypatch.setattr(commands, "load_model", load_and_occupy)
     assert run([*GOOD, "--out=study"]) == 2
-    told = capsys.readouterr()
-    assert "cannot write --out study" in told.err
-    assert "KL, nats/token" in told.out, "what was measured is shown all the same"
+    assert "study holds other files and no study" in capsys.readouterr().err
     assert [p.name for p in (place / "study").iterdir()] == ["mine"]
-    assert not list(place.glob(".study*"))
+
+
+def test_a_later_prompt_that_is_too_long_leaves_no_directory(capsys, place):
+    (place / "x.txt").write_text("the dog ran\n\n" + "a cat sat " * 20)
+    line = refusal(capsys, place, *GOOD, "--data=x.txt", "--out=study")
+    assert "'1' is 199 tokens long" in line
+    (place / "empty").mkdir()
+    refusal(capsys, place, *GOOD, "--data=x.txt", "--out=empty")
+    assert list((place / "empty").iterdir()) == []
 
 
 def test_a_directory_that_takes_no_files_is_told_before_anything_is_loaded(capsys, place):
@@ -335,7 +344,11 @@ def test_a_directory_that_takes_no_files_is_told_before_anything_is_loaded(capsy
         (["--noise-scale=-1"], "noise scale"),
         (["--operators=nope"], "unknown operator"),
         (["--seed=-1"], "--seed"),
-        (["--out=texts.txt"], "--out"),
+        (["--out=texts.txt"], "texts.txt is a file"),
+        (["--kl-margin=0"], "--kl-margin"),
+        (["--extend"], "--extend"),
+        (["--memory-gib=-1"], "--memory-gib -1.0"),
+        (["--sites", "--stride=2"], "--sites"),
     ],
 )
 def test_what_needs_no_model_is_checked_before_it_is_loaded(words, part, capsys, place):
@@ -373,62 +386,3 @@ def test_as_a_process_it_is_one_line_and_status_2(place):
     assert done.stderr.startswith("Error: no such model directory")
     assert done.stderr.count("\n") == 1
     assert list_files(place) == before
-
-
-# Workers of a parallel test run ignore SIGINT, and a child inherits that.
-BEGIN_AND_TELL = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import noisescope.measure.run as run
-from noisescope.cli import main
-begin = run.CleanBatch
-def tell(*given):
-    print("begun", file=sys.__stdout__, flush=True)  # a progress bar takes sys.stdout over
-    return begin(*given)
-run.CleanBatch = tell
-main()
-"""
-
-
-def interrupt_a_run(place, stderr):
-    """Starts a long run, sends SIGINT in the middle of it, and returns the finished process."""
-    long = ["--max-new-tokens=40", "--draws=500", "--out=study"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", BEGIN_AND_TELL, *GOOD, *long],
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        cwd=place,
-        env=subprocess_environment(),
-    )
-    assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 60)[0], "the run did not begin"
-    assert process.stdout.readline() == "begun\n"
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    return process
-
-
-def test_ctrl_c_in_the_middle_is_one_line_status_130_and_nothing_written(place):
-    before = list_files(place)
-    process = interrupt_a_run(place, subprocess.PIPE)
-    _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "Interrupted: nothing was written.\n")
-    assert list_files(place) == before
-
-
-def test_ctrl_c_gives_the_terminal_back(place):
-    ours, theirs = pty.openpty()
-    process = interrupt_a_run(place, theirs)
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # how a closed terminal ends on Linux
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    os.close(ours)
-    assert process.wait(timeout=60) == 130
-    process.stdout.close()
-    hide, show = b"\x1b[?25l", b"\x1b[?25h"
-    assert hide in shown, "the progress bar hides the cursor"
-    assert shown.rindex(show) > shown.rindex(hide)
-    assert shown.splitlines()[-1].endswith(b"Interrupted: nothing was written.")

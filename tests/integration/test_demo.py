@@ -82,10 +82,10 @@ def test_the_demo_command_writes_beside_an_earlier_one(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert "noisescope-demo-2" in printed
     first, second = tmp_path / "noisescope-demo", tmp_path / "noisescope-demo-2"
-    names = {"result.json", "records.jsonl", "heatmap.png"}
-    assert {p.name for p in first.iterdir()} == names
-    assert (first / "result.json").read_bytes() == (second / "result.json").read_bytes()
-    assert (first / "records.jsonl").read_bytes() == (second / "records.jsonl").read_bytes()
+    names = ("result.json", "records.parquet", "witnesses.json", "complete.json", "heatmap.png")
+    assert set(names) <= {p.name for p in first.iterdir()}
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
     result = json.loads((first / "result.json").read_text())
     assert result["baseline_accuracy"] >= 0.75
     assert all(w["dose"]["share_changed"] > 0.9 for w in result["layer_sensitivity"].values())

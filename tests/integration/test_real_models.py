@@ -56,13 +56,13 @@ def test_every_layer_of_stories_has_a_kl_and_an_attested_dose(stories):
     assert [s.condition for s in found.summaries] == ["L0", "L1", "L2", "L3", "L4"]
     for summary in found.summaries:
         assert 1e-4 < summary.kl_nats.mean < 1
-        session = found.measurement.sessions[summary.condition]
-        dose = session.dose()
+        witness = found.witnesses[summary.condition]
+        dose = witness.dose()
         assert dose.relative_l2 == pytest.approx(0.05, rel=0.1)
         assert dose.share_changed > 0.99
-        assert {r.site.region for r in session.records if r.forward} == {summary.condition[1:]}
+        assert {r.site.region for r in witness.records if r.forward} == {summary.condition[1:]}
     # The clean loss of a model trained on such texts, far below ln 512 = 6.24.
-    assert 0.5 < found.measurement.clean_nll_nats < 2.5
+    assert 0.5 < found.clean_nll_nats < 2.5
 
 
 def test_every_operator_that_stories_runs_is_covered(stories):
@@ -71,9 +71,8 @@ def test_every_operator_that_stories_runs_is_covered(stories):
     kl = {s.condition: s.kl_nats.mean for s in found.summaries}
     assert all(0 < value < 1 for value in kl.values())
     assert kl["all"] > max(kl[name] for name in STORIES_OPERATORS)
-    sessions = found.measurement.sessions
-    assert all(session.dose().share_changed > 0.2 for session in sessions.values())
-    coverage = {row.operator: row for row in sessions["all"].coverage()}
+    assert all(witness.dose().share_changed > 0.2 for witness in found.witnesses.values())
+    coverage = {row.operator: row for row in found.witnesses["all"].coverage()}
     assert list(coverage) == STORIES_OPERATORS
     # 5 layers of 7 projections and the head; scores and context; two norms a layer and the last.
     sites = {"linear": 36, "matmul": 10, "softmax": 5, "silu": 5, "rms_norm": 11, "embedding": 1}
@@ -148,4 +147,4 @@ def test_gsm8k_through_a_random_qwen_is_null_and_says_why(random_qwen, tmp_path,
         assert dose["relative_l2"] == pytest.approx(0.05, rel=0.2)
         assert dose["share_changed"] == pytest.approx(dose["asked_share"], rel=0.01)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "by accuracy: none (the clean model answers no question right" in shown
+    assert "by accuracy: none, since the clean model answers no question right" in shown

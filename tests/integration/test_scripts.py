@@ -1,6 +1,7 @@
 """The plan's scripts, as their users type them."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from helpers.shared import shared_path
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from noisescope.cli import run
 from noisescope.demo import demo_model_dir
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -76,6 +78,19 @@ def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
     assert list(tmp_path.iterdir()) == [result_file]
 
 
+@pytest.fixture
+def script_here(monkeypatch, capsys):
+    """Runs a script in this process; returns its status and standard error."""
+
+    def run_here(name: str, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        return left.value.code, capsys.readouterr().err
+
+    return run_here
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
@@ -89,7 +104,7 @@ def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
     ],
 )
 def test_a_wrong_argument_is_one_line_and_writes_nothing(
-    random_qwen, tmp_path, option, value, said
+    script_here, random_qwen, tmp_path, option, value, said
 ):
     given = {
         "--checkpoint": str(random_qwen),
@@ -99,31 +114,27 @@ def test_a_wrong_argument_is_one_line_and_writes_nothing(
     }
     given[option] = value
     words = [word for pair in given.items() for word in pair]
-    done = run_script("layer_sensitivity_diagnosis.py", *words)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+    status, error = script_here("layer_sensitivity_diagnosis.py", *words)
+    assert status == 2
+    assert error.count("\n") == 1
+    assert said in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_that_exists_is_left_alone(random_qwen, tmp_path):
+def test_a_result_that_exists_is_left_alone(script_here, random_qwen, tmp_path):
     result_file = tmp_path / "result.json"
     result_file.write_text("mine")
     words = ["--checkpoint", str(random_qwen), "--output", str(result_file)]
     questions = str(demo_model_dir() / "test.parquet")
-    done = run_script("layer_sensitivity_diagnosis.py", *words, "--test-data", questions)
-    assert done.returncode == 2
-    assert "exists already" in done.stderr
+    status, error = script_here("layer_sensitivity_diagnosis.py", *words, "--test-data", questions)
+    assert status == 2
+    assert "exists already" in error
     assert result_file.read_text() == "mine"
 
 
-def test_diagnose_model_is_the_command_line():
-    ours = run_script("diagnose_model.py", "layers", "--window", "x")
-    theirs = subprocess.run(
-        [sys.executable, "-m", "noisescope", "layers", "--window", "x"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
-    assert ours.returncode == 2
+def test_diagnose_model_is_the_command_line(script_here):
+    words = ("layers", "--window", "x")
+    ours = run_script("diagnose_model.py", *words)
+    assert (ours.returncode, ours.stderr) == script_here("diagnose_model.py", *words)
+    theirs = run(list(words))
+    assert ours.returncode == theirs == 2

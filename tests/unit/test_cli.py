@@ -4,13 +4,24 @@ import json
 import re
 import warnings
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.model_dirs import save_model
 
-from noisescope import cli
-from noisescope.cli import run
+from noisescope.cli import commands, run
 from noisescope.errors import InputError, NoisescopeWarning
+from noisescope.report import fresh_directory
+
+STUDY_FILES = {
+    "complete.json",
+    "heatmap.png",
+    "lock",
+    "manifest.json",
+    "records.parquet",
+    "result.json",
+    "witnesses.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +43,7 @@ def good(model, data, *words):
 def test_help_lists_the_commands_and_is_no_error(capsys):
     assert run(["--help"]) == 0
     captured = capsys.readouterr()
-    assert all(name in captured.out for name in ("layers", "operators", "sites", "demo"))
+    assert all(name in captured.out for name in ("layers", "operators", "sites", "show", "demo"))
     assert captured.err == ""
 
 
@@ -42,10 +53,10 @@ def test_without_a_command_the_help_is_shown_and_the_status_is_2(capsys):
     assert "layers" in captured.out + captured.err and "Error" not in captured.err
 
 
-@pytest.mark.parametrize("command", ["layers", "operators", "sites", "demo"])
+@pytest.mark.parametrize("command", ["layers", "operators", "sites", "show", "demo"])
 def test_every_command_has_help_for_every_option(command, capsys):
     assert run([command, "--help"]) == 0
-    assert "--noise-scale" in capsys.readouterr().out or command == "sites"
+    assert "--noise-scale" in capsys.readouterr().out or command in ("sites", "show")
 
 
 def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
@@ -54,9 +65,9 @@ def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "L0" in captured.out and str(out / "result.json") in captured.out.replace("\n", "")
-    assert sorted(p.name for p in out.iterdir()) == ["heatmap.png", "records.jsonl", "result.json"]
+    assert {p.name for p in out.iterdir()} == STUDY_FILES
     assert (out / "result.json").read_bytes() == result.read_bytes()
-    assert len((out / "records.jsonl").read_text().splitlines()) == 3 * (1 + 3 * 2)
+    assert pq.read_table(out / "records.parquet").num_rows == 3 * (1 + 3 * 2)
     assert json.loads(result.read_text())["config"]["model"] == str(model)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -65,7 +76,7 @@ def test_without_outputs_nothing_is_written(model, data, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert run(good(model, data)) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["texts.txt"]
-    assert "Written" not in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing was written: --out DIR")
 
 
 def test_the_options_reach_the_diagnosis(model, data, tmp_path, capsys):
@@ -110,11 +121,11 @@ def test_sites_lists_what_can_be_selected(model, capsys):
 
 def test_a_fresh_directory_is_numbered(tmp_path):
     base = tmp_path / "demo"
-    assert cli.fresh_directory(base) == base
+    assert fresh_directory(base) == base
     base.mkdir()
-    assert cli.fresh_directory(base) == tmp_path / "demo-2"
+    assert fresh_directory(base) == tmp_path / "demo-2"
     (tmp_path / "demo-2").touch()
-    assert cli.fresh_directory(base) == tmp_path / "demo-3"
+    assert fresh_directory(base) == tmp_path / "demo-3"
 
 
 def raising(error):
@@ -134,7 +145,7 @@ def raising(error):
     ],
 )
 def test_an_error_is_one_line(error, status, line, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "load_model", raising(error))
+    monkeypatch.setattr(commands, "load_model", raising(error))
     assert run(["sites", "x"]) == status
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith(line)
@@ -142,7 +153,7 @@ def test_an_error_is_one_line(error, status, line, monkeypatch, capsys):
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "load_model", raising(ZeroDivisionError()))
+    monkeypatch.setattr(commands, "load_model", raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         run(["sites", "x"])
 
@@ -152,7 +163,7 @@ def test_our_warnings_are_one_line_and_others_as_python_shows_them(monkeypatch, 
         warnings.warn("[red] ours " + "x" * 200, NoisescopeWarning, stacklevel=1)
         raise InputError("stop")
 
-    monkeypatch.setattr(cli, "load_model", load)
+    monkeypatch.setattr(commands, "load_model", load)
     before = warnings.showwarning
     assert run(["sites", "x"]) == 2
     assert warnings.showwarning is before

@@ -7,8 +7,7 @@ from helpers.diagnoses import small_diagnosis, small_task
 from helpers.model_dirs import loaded_small
 
 from noisescope.diagnose import diagnose_layers, diagnose_operators, probe
-from noisescope.errors import DoseWarning, InputError, SelectionError
-from noisescope.measure import Plan
+from noisescope.errors import InputError, SelectionError
 from noisescope.noise import AbsoluteGaussian, RelativeGaussian
 from noisescope.tasks import PLAIN_PROMPT_NOTE, make_task
 
@@ -29,10 +28,10 @@ def test_windows_slide_over_all_layers(window, stride, names):
     loaded = loaded_small()
     found = diagnose_layers(loaded, small_task(loaded), NOISE, window=window, stride=stride)
     assert [s.condition for s in found.summaries] == names
-    assert found.settings["window_size"] == window
-    assert found.settings["stride"] == (stride or window)
+    assert found.config["window_size"] == window
+    assert found.config["stride"] == (stride or window)
     for name, layers in found.layers.items():
-        counted = found.measurement.sessions[name].counts
+        counted = found.witnesses[name].counts
         assert {int(site.split(".")[2]) for site in counted} == set(layers)
 
 
@@ -49,20 +48,20 @@ def test_layers_take_the_core_operators_unless_told():
     loaded = loaded_small()
     task = small_task(loaded)
     core = diagnose_layers(loaded, task, NOISE, window=3)
-    assert core.settings["operators"] == ["matmul", "linear"]
+    assert core.config["operators"] == ["matmul", "linear"]
     every = diagnose_layers(loaded, task, NOISE, window=3, operators="all")
-    assert set(every.settings["operators"]) == {"linear", "matmul", "softmax", "silu", "rms_norm"}
+    assert set(every.config["operators"]) == {"linear", "matmul", "softmax", "silu", "rms_norm"}
     some = diagnose_layers(loaded, task, NOISE, window=3, operators=["silu"])
-    (session,) = some.measurement.sessions.values()
-    assert {r.site.operator for r in session.records if r.forward} == {"silu"}
+    (witness,) = some.witnesses.values()
+    assert {r.site.operator for r in witness.records if r.forward} == {"silu"}
 
 
 def test_operators_are_perturbed_one_at_a_time_then_in_the_plans_two_sets():
     found = small_diagnosis("operators")
     single = ["linear", "matmul", "softmax", "silu", "rms_norm", "embedding"]
     assert [s.condition for s in found.summaries] == [*single, "core", "all"]
-    for name, session in found.measurement.sessions.items():
-        fired = {r.site.operator for r in session.records if r.forward}
+    for name, witness in found.witnesses.items():
+        fired = {r.site.operator for r in witness.records if r.forward}
         expected = {"core": {"linear", "matmul"}, "all": set(single)}.get(name, {name})
         assert fired == expected
     assert found.worst_kl.condition in single and found.worst_accuracy.condition in single
@@ -78,7 +77,7 @@ def test_a_diagnosis_repeats_itself():
     loaded = loaded_small()
     task = small_task(loaded)
     runs = [
-        diagnose_layers(loaded, task, NOISE, window=1, draws=2, seed=seed).measurement.records
+        diagnose_layers(loaded, task, NOISE, window=1, draws=2, seed=seed).records
         for seed in (0, 0, 1)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -87,7 +86,7 @@ def test_a_diagnosis_repeats_itself():
 def test_an_absolute_error_reaches_every_element():
     loaded = loaded_small()
     found = diagnose_layers(loaded, small_task(loaded), AbsoluteGaussian(0.01), window=3)
-    assert found.measurement.sessions["L0-2"].dose().share_changed > 0.99
+    assert found.witnesses["L0-2"].dose().share_changed > 0.99
 
 
 @pytest.mark.parametrize(
@@ -131,11 +130,9 @@ def test_notes_of_the_model_the_task_and_the_measurement_are_gathered():
     )
     question = {"messages": ({"role": "user", "content": "2+2"},), "truth": "4"}
     task = make_task([question], notes=["about the task"], max_new_tokens=2)
-    with pytest.warns(DoseWarning, match="under half"):
-        found = diagnose_layers(loaded, task, RelativeGaussian(1e-3), operators="linear")
-    assert found.notes[:2] == ("about the model", "about the task")
+    found = diagnose_layers(loaded, task, RelativeGaussian(1e-3), operators="linear")
+    assert found.notes[:3] == ("about the model", "about the task", PLAIN_PROMPT_NOTE)
     assert any(note.startswith("under half of the noise arrived in L0-2") for note in found.notes)
-    assert found.notes[-1] == PLAIN_PROMPT_NOTE
 
 
 def test_probing_runs_a_short_beginning_of_the_first_sample():
@@ -152,8 +149,7 @@ def test_probing_runs_a_short_beginning_of_the_first_sample():
 
 def test_the_plan_that_was_measured_is_kept():
     found = small_diagnosis(draws=2)
-    assert isinstance(found.plan, Plan)
-    assert [c.name for c in found.plan.conditions] == [s.condition for s in found.summaries]
+    assert list(found.plan.conditions) == [s.condition for s in found.summaries]
     assert (found.plan.draws, found.plan.seed) == (2, 0)
 
 

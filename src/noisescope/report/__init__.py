@@ -5,16 +5,15 @@ importing noisescope is to change nothing.
 """
 
 from noisescope.report.heatmap import draw_heatmap
-from noisescope.report.output import check_output, fresh_directory, write_directory
-from noisescope.report.result import result_of, versions, write_records, write_result
+from noisescope.report.output import check_output, check_writable, fresh_directory, write_report
+from noisescope.report.result import result_of, write_result
 
 __all__ = [
     "check_output",
+    "check_writable",
     "draw_heatmap",
     "fresh_directory",
     "result_of",
-    "versions",
-    "write_directory",
-    "write_records",
+    "write_report",
     "write_result",
 ]

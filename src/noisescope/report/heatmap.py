@@ -4,6 +4,7 @@ Each row of the heatmap has its own scale, from none to the worst of the row. Na
 user's paths and are drawn as they are, never as formulas.
 """
 
+import io
 import math
 import textwrap
 from pathlib import Path
@@ -30,13 +31,8 @@ _COLOURS = LinearSegmentedColormap.from_list(
 _Row = tuple[str, list[float]]
 
 
-def draw_heatmap(diagnosis: Diagnosis, path: Path) -> None:
-    """Draws the picture, a column per condition.
-
-    Args:
-        diagnosis: What was measured.
-        path: The PNG to write.
-    """
+def draw_heatmap(diagnosis: Diagnosis) -> bytes:
+    """Draws the picture, a column per condition, and returns it as a PNG."""
     rows = _rows(diagnosis.summaries)
     columns = len(diagnosis.summaries)
     width = 3.4 + columns * (0.85 if columns <= _MOST_NUMBERS else 0.36)
@@ -53,7 +49,9 @@ def draw_heatmap(diagnosis: Diagnosis, path: Path) -> None:
     scale.ax.tick_params(length=0)
     scale.outline.set_visible(False)
     _write_title(above, diagnosis)
-    canvas.print_png(str(path))
+    picture = io.BytesIO()
+    canvas.print_png(picture)
+    return picture.getvalue()
 
 
 def _rows(summaries: tuple[Summary, ...]) -> list[_Row]:
@@ -148,15 +146,15 @@ def _short(value: float) -> str:
 
 
 def _write_title(axes: Any, diagnosis: Diagnosis) -> None:
-    error, loaded, worst = diagnosis.error_model, diagnosis.loaded, diagnosis.worst_kl
+    config, worst = diagnosis.config, diagnosis.worst_kl
     draws = diagnosis.plan.draws
     asked = (
-        f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
-        f"{', '.join(diagnosis.settings['operators'])}"
+        f"{config['error_model']} {config['noise_scale'] or 0:g} on "
+        f"{', '.join(config['operators'])}"
     )
     data = (
-        f"{len(diagnosis.task.samples)} samples, {draws} draw{'s' if draws > 1 else ''}, "
-        f"{str(loaded.dtype).removeprefix('torch.')}; most sensitive by KL: "
+        f"{len(diagnosis.plan.samples)} samples, {draws} draw{'s' if draws > 1 else ''}, "
+        f"{config['dtype']}; most sensitive by KL: "
         f"{worst.condition or 'none'}{'' if worst.is_conclusive else ' (inconclusive)'}"
     )
     details = "\n".join([*textwrap.wrap(asked, _LINE), data, "bars: mean and 95 % interval"])
@@ -172,7 +170,7 @@ def _write_title(axes: Any, diagnosis: Diagnosis) -> None:
         parse_math=False,
     )
     axes.annotate(
-        drawable(loaded.path.name),
+        drawable(Path(config["model"]).name),
         (0, 1),
         xytext=(0, 5),
         xycoords=below,

@@ -1,13 +1,13 @@
 """Where output goes: never over something that is there, and whole or not at all."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
 from noisescope.errors import InputError
 from noisescope.report.heatmap import draw_heatmap
-from noisescope.report.result import result_of, write_records, write_result
+from noisescope.report.result import result_bytes
 from noisescope.study import Diagnosis
+from noisescope.study.files import replace_file
 
 
 def check_output(option: str, path: Path) -> None:
@@ -26,11 +26,23 @@ def check_output(option: str, path: Path) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{option} {path}: there is no directory {parent}; make it first")
+    check_writable(option, path, parent)
+
+
+def check_writable(option: str, path: Path, directory: Path) -> None:
+    """Raises InputError unless a directory takes files.
+
+    Args:
+        option: What the path was given as, for the message.
+        path: What is to be written later.
+        directory: The directory that must take it.
+    """
     try:
-        tempfile.TemporaryDirectory(prefix=".noisescope-", dir=parent).cleanup()
+        tempfile.TemporaryDirectory(prefix=".noisescope-", dir=directory).cleanup()
     except OSError as error:
         raise InputError(
-            f"{option} {path}: nothing can be written in {parent} ({error.strerror}); name another"
+            f"{option} {path}: nothing can be written in {directory} ({error.strerror}); "
+            "name another"
         ) from error
 
 
@@ -43,19 +55,18 @@ def fresh_directory(base: Path) -> Path:
     return path
 
 
-def write_directory(diagnosis: Diagnosis, out: Path) -> None:
-    """Writes result, records and heatmap; the directory appears whole or not at all."""
-    try:
-        made = Path(tempfile.mkdtemp(prefix=".noisescope-", dir=out.absolute().parent))
-    except OSError as error:
-        raise InputError(f"cannot write --out {out}: {error.strerror}; name another") from error
-    try:
-        write_result(result_of(diagnosis), made / "result.json")
-        write_records(diagnosis.measurement.records, made / "records.jsonl")
-        draw_heatmap(diagnosis, made / "heatmap.png")
-        made.chmod(0o755)
-        made.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot write --out {out}: {error.strerror}; name another") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+def write_report(diagnosis: Diagnosis, directory: Path) -> None:
+    """Writes result and heatmap into a study's directory, each whole or not at all.
+
+    Raises:
+        InputError: They cannot be written; the study itself is complete all the same.
+    """
+    files = {"result.json": result_bytes(diagnosis), "heatmap.png": draw_heatmap(diagnosis)}
+    for name, data in files.items():
+        try:
+            replace_file(directory / name, data)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {directory / name}: {error.strerror}; make room and run the same "
+                "command again, all that was measured is kept"
+            ) from error

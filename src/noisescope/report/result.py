@@ -7,79 +7,68 @@ give equal files.
 import json
 import math
 import os
-import platform
-from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from noisescope.analyse import Interval, Summary, Worst
+from noisescope.analyse import Interval, Summary, Verdict, Winner, Worst
 from noisescope.errors import InputError
-from noisescope.inject import CoverageRow, Dose, Session
-from noisescope.records import Record
+from noisescope.inject import Witness
 from noisescope.study import Diagnosis
 
-_PACKAGES = ("noisescope", "torch", "transformers", "numpy", "numba", "tokenizers")
+_KEYS = {
+    "layers": "layer_sensitivity",
+    "sites": "site_sensitivity",
+    "operators": "operator_sensitivity",
+}
 
 
 def result_of(diagnosis: Diagnosis) -> dict[str, Any]:
     """Returns the result as a dictionary that JSON can hold."""
-    key = "layer_sensitivity" if diagnosis.kind == "layers" else "operator_sensitivity"
-    worst = diagnosis.worst_accuracy
+    plan, worst = diagnosis.plan, diagnosis.worst_accuracy
     result = {
-        "config": _config(diagnosis),
+        "config": {
+            **diagnosis.config,
+            "n_samples": len(plan.samples),
+            "draws": plan.draws,
+            "seed": plan.seed,
+            "accuracy_margin": diagnosis.margins.accuracy,
+            "kl_margin_nats_per_token": diagnosis.margins.kl_nats,
+        },
         "baseline_accuracy": diagnosis.baseline_accuracy,
-        key: {s.condition: _condition(diagnosis, s) for s in diagnosis.summaries},
+        _KEYS[diagnosis.kind]: {s.condition: _condition(diagnosis, s) for s in diagnosis.summaries},
         "avalanche_point": worst.condition,
         "avalanche": _worst(worst),
         "most_sensitive_by_kl": _worst(diagnosis.worst_kl),
-        "clean_nll_nats_per_token": diagnosis.measurement.clean_nll_nats,
-        "fingerprints": {
-            "model": diagnosis.loaded.fingerprint,
-            "data": diagnosis.task.fingerprint,
-        },
-        "versions": versions(),
+        "clean_nll_nats_per_token": diagnosis.clean_nll_nats,
+        "fingerprints": dict(plan.fingerprints),
+        "versions": dict(plan.versions),
         "notes": list(diagnosis.notes),
     }
+    if diagnosis.winner is not None:
+        result["search"] = _search(diagnosis, diagnosis.winner)
     cleaned: dict[str, Any] = _without_nan(result)
     return cleaned
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def result_bytes(diagnosis: Diagnosis) -> bytes:
+    """Returns the result as the bytes of a JSON file."""
+    return (json.dumps(result_of(diagnosis), indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_result(result: dict[str, Any], path: Path) -> None:
-    """Writes a result as JSON into a new file.
+def write_result(diagnosis: Diagnosis, path: Path) -> None:
+    """Writes the result as JSON into a new file.
 
     Raises:
         InputError: The file exists already, or cannot be written.
     """
-    _write_new(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    _write_new(path, result_bytes(diagnosis))
 
 
-def write_records(records: Sequence[Record], path: Path) -> None:
-    """Writes records as JSON lines into a new file.
-
-    Raises:
-        InputError: The file exists already, or cannot be written.
-    """
-    lines = [json.dumps(record.as_json(), allow_nan=False) + "\n" for record in records]
-    _write_new(path, "".join(lines))
-
-
-def _write_new(path: Path, text: str) -> None:
+def _write_new(path: Path, data: bytes) -> None:
     made = path.with_name(f".noisescope-{os.getpid()}")
     try:
-        made.write_text(text, encoding="utf-8")
+        made.write_bytes(data)
         path.open("x").close()  # takes the name, or fails where it is taken
         made.replace(path)
     except FileExistsError:
@@ -90,51 +79,36 @@ def _write_new(path: Path, text: str) -> None:
         made.unlink(missing_ok=True)
 
 
-def _config(diagnosis: Diagnosis) -> dict[str, Any]:
-    loaded, plan = diagnosis.loaded, diagnosis.plan
-    error = asdict(diagnosis.error_model)  # type: ignore[call-overload]
-    return {
-        "model": str(loaded.path),
-        "data": diagnosis.task.name,
-        "noise_scale": error.get("scale"),
-        "error_model": type(diagnosis.error_model).__name__,
-        "error_parameters": error,
-        **diagnosis.settings,
-        "n_samples": len(diagnosis.task.samples),
-        "draws": plan.draws,
-        "seed": plan.seed,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "device": str(loaded.device),
-        "max_new_tokens": diagnosis.task.max_new_tokens if diagnosis.task.is_generative else None,
-    }
-
-
 def _condition(diagnosis: Diagnosis, summary: Summary) -> dict[str, Any]:
-    session = diagnosis.measurement.sessions[summary.condition]
+    witness = diagnosis.witnesses[summary.condition]
     entry: dict[str, Any] = {}
     if summary.condition in diagnosis.layers:
         entry["layers"] = list(diagnosis.layers[summary.condition])
     entry |= {
         "accuracy": summary.accuracy,
         "degradation": summary.degradation,
-        "injection_stats": _injection_stats(session),
+        "injection_stats": _injection_stats(witness),
         "accuracy_drop": _interval(summary.accuracy_drop),
         "kl_nats_per_token": _interval(summary.kl_nats),
         "nll_change_nats_per_token": _interval(summary.nll_change_nats),
         "top1_agreement": _interval(summary.top1_agreement),
+        "kl_p95_nats": _interval(summary.kl_p95_nats),
+        "kl_p99_nats": _interval(summary.kl_p99_nats),
+        "accuracy_verdict": _verdict(summary.accuracy_verdict),
+        "kl_verdict": _verdict(summary.kl_verdict),
         "draws": summary.draws,
         "samples": summary.samples,
-        "dose": _dose(session.dose()),
-        "coverage": [_coverage(row) for row in session.coverage()],
+        "dose": asdict(witness.dose()),
+        "coverage": [asdict(row) for row in witness.coverage()],
     }
     if math.isnan(summary.degradation):
         entry["degradation_note"] = diagnosis.worst_accuracy.reason
     return entry
 
 
-def _injection_stats(session: Session) -> dict[str, dict[str, int]]:
+def _injection_stats(witness: Witness) -> dict[str, dict[str, int]]:
     stats: dict[str, dict[str, int]] = {}
-    for record in session.records:
+    for record in witness.records:
         if record.forward or record.backward:
             region = stats.setdefault(record.site.region, {"forward": 0, "backward": 0})
             region["forward"] += record.forward
@@ -148,19 +122,24 @@ def _interval(interval: Interval) -> dict[str, Any]:
         "low": interval.low,
         "high": interval.high,
         "includes_draws": interval.includes_draws,
+        "caution": interval.caution,
     }
 
 
-def _dose(dose: Dose) -> dict[str, Any]:
-    return asdict(dose)
-
-
-def _coverage(row: CoverageRow) -> dict[str, Any]:
-    return asdict(row)
+def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+    return None if verdict is None else asdict(verdict)
 
 
 def _worst(worst: Worst) -> dict[str, Any]:
-    return asdict(worst) | {"rivals": list(worst.rivals)}
+    return asdict(worst) | {"rivals": list(worst.rivals), "held_out": _interval(worst.held_out)}
+
+
+def _search(diagnosis: Diagnosis, winner: Winner) -> dict[str, Any]:
+    """Says what a search found, and what share of the full sweep it took."""
+    plan = diagnosis.plan
+    measured = sum(r.condition in plan.conditions for r in diagnosis.records)
+    full = len(plan.conditions) * len(plan.samples) * plan.draws
+    return asdict(winner) | {"evaluations": measured, "evaluations_of_full_sweep": full}
 
 
 def _without_nan(value: Any) -> Any:

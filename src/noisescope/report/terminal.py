@@ -6,21 +6,30 @@ Names from models, paths and data are printed as plain text, never as markup.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from noisescope.analyse import Interval, Worst
-from noisescope.inject import Dose, Site, SiteRecord, coverage_table
+from noisescope.analyse import Interval, Verdict, Winner, Worst
+from noisescope.inject import Site, SiteRecord, coverage_table
 from noisescope.measure import Progress as Tell
-from noisescope.study import Diagnosis
+from noisescope.report.table import (
+    GAP,
+    condition_table,
+    dose_text,
+    estimate_text,
+    has_accuracy,
+    number_text,
+    plain,
+)
+from noisescope.study import Diagnosis, StudyState
 
-_BAR_WIDTHS = (6, 24)  # narrowest and widest
-_GAP = 2
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MOST_NAMED = 3
 _ROWS_LOST = "row"
+_SETTLED = ("harmful", "harmless")
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def progress_bar(console: Console) -> Iterator[Tell]:
     with Progress(*columns, console=console, transient=True, disable=is_off) as bar:
         running = bar.add_task("starting", total=None)
 
-        def tell(what: str, done: int, total: int) -> None:
+        def tell(what: str, done: float, total: int) -> None:
             bar.update(running, description=what, completed=done, total=total)
 
         yield tell
@@ -47,90 +56,139 @@ def progress_bar(console: Console) -> Iterator[Tell]:
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     """Prints the table with a bar per condition, the coverage, the verdicts and the notes."""
     console.print(_headline(diagnosis))
-    console.print(_condition_table(diagnosis, console.width))
-    sessions = diagnosis.measurement.sessions.values()
-    print_coverage(console, [record for session in sessions for record in session.records])
+    console.print(condition_table(diagnosis, console.width))
+    witnesses = diagnosis.witnesses.values()
+    print_coverage(console, [record for witness in witnesses for record in witness.records])
+    for line in (*_harm_lines(diagnosis), *_rough_lines(diagnosis)):
+        console.print(plain(line))
+    if diagnosis.winner is not None:
+        console.print(_search_line(diagnosis, diagnosis.winner))
     for label, worst in (("accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
         console.print(_verdict(label, worst, diagnosis.kind))
     for note in diagnosis.notes:
-        console.print(Text(f"Note: {note}"))
+        console.print(plain(f"Note: {note}"))
+
+
+def print_state(console: Console, state: StudyState) -> None:
+    """Prints where a study stands: what it is of, what is done, and who works on it."""
+    plan = state.plan
+    done = f"{state.units_done} of {_counted(state.units_total or 0, 'unit')}"
+    if state.units_total is None:
+        done = f"{_counted(state.units_done, 'unit')} of a search"
+    standing = (
+        "complete" if state.is_complete else f"{done}, {_counted(len(state.records), 'record')}"
+    )
+    grown = "" if state.stages == 1 else f", extended {_counted(state.stages - 1, 'time')}"
+    holder = f"; {state.holder} works on it now" if state.is_running else ""
+    console.print(plain(f"{state.directory}: a study of {plan.kind}, {standing}{grown}{holder}"))
+    console.print(
+        plain(
+            f"{_counted(len(plan.conditions), 'condition')}, {_counted(plan.draws, 'draw')}, "
+            f"{_counted(len(plan.samples), 'sample')}, seed {plan.seed}; model "
+            f"{plan.about['config']['model']} ({_short(plan.fingerprints['model'])}), data "
+            f"{plan.about['config']['data']} ({_short(plan.fingerprints['data'])})"
+        )
+    )
 
 
 def _headline(diagnosis: Diagnosis) -> Text:
-    loaded, error, draws = diagnosis.loaded, diagnosis.error_model, diagnosis.plan.draws
+    config, plan = diagnosis.config, diagnosis.plan
     baseline = (
         "nothing generated"
         if math.isnan(diagnosis.baseline_accuracy)
         else f"clean accuracy {diagnosis.baseline_accuracy:.1%}"
     )
-    name = "".join(c if c.isprintable() else "?" for c in loaded.path.name)
-    return Text(
-        f"{name} ({str(loaded.dtype).removeprefix('torch.')}, {loaded.device}), "
-        f"{type(error).__name__} {getattr(error, 'scale', 0):g} on "
-        f"{', '.join(diagnosis.settings['operators'])}; {len(diagnosis.task.samples)} samples, "
-        f"{draws} draw{'s' if draws > 1 else ''}, seed {diagnosis.plan.seed}; {baseline}"
+    return plain(
+        f"{Path(config['model']).name} ({config['dtype']}, {config['device']}), "
+        f"{config['error_model']} {config['noise_scale'] or 0:g} on "
+        f"{', '.join(config['operators'])}; {_counted(len(plan.samples), 'sample')}, "
+        f"{_counted(plan.draws, 'draw')}, seed {plan.seed}; {baseline}"
     )
 
 
-def _condition_table(diagnosis: Diagnosis, width: int) -> Table:
-    columns = _columns(diagnosis)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for name in columns:
-        justify = "left" if name == diagnosis.kind else "right"
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    used = sum(_GAP + max(map(len, (name, *cells))) for name, cells in columns.items())
-    narrowest, widest = _BAR_WIDTHS
-    bar_width = min(widest, width - used)
-    means = [s.kl_nats.mean for s in diagnosis.summaries]
-    largest = max(filter(math.isfinite, means), default=0.0)
-    if bar_width >= narrowest:
-        table.add_column("", no_wrap=True)
-    for mean, *cells in zip(means, *columns.values(), strict=True):
-        row = [Text(cell) for cell in cells]
-        if bar_width >= narrowest:
-            style = "red" if mean == largest else "yellow"
-            row.append(Text(bar(mean, largest, bar_width), style))
-        table.add_row(*row)
-    return table
+def _harm_lines(diagnosis: Diagnosis) -> list[str]:
+    """Explains the verdicts, and what would settle those that are open."""
+    margins, by_accuracy = diagnosis.margins, has_accuracy(diagnosis)
+    points = 100 * margins.accuracy
+    said, beyond = "harm", f"{margins.kl_nats:g} nats per token"
+    if by_accuracy:
+        said = "harm by accuracy/KL"
+        beyond = f"{points:g} point{'' if points == 1 else 's'} / {beyond}"
+    lines = [f"{said}: a loss beyond {beyond}; ? is inconclusive"]
+    for label, name in (("accuracy", "accuracy_verdict"), ("KL", "kl_verdict")):
+        verdicts = {s.condition: getattr(s, name) for s in diagnosis.summaries}
+        open_ = {c: v for c, v in verdicts.items() if v is not None and v.outcome not in _SETTLED}
+        if not open_ or (label == "accuracy" and not by_accuracy):
+            continue
+        needs = [_needs(c, v) for c, v in open_.items() if v.needed_samples or v.needed_draws]
+        more = f" and {len(needs) - _MOST_NAMED} more" if len(needs) > _MOST_NAMED else ""
+        told = f"; about {', '.join(needs[:_MOST_NAMED])}{more} would settle it" if needs else ""
+        lines.append(f"inconclusive by {label}: {_some(list(open_), len(verdicts))}{told}")
+    return lines
 
 
-def _columns(diagnosis: Diagnosis) -> dict[str, list[str]]:
-    """Returns the table's cells by column; accuracy only where answers were generated."""
-    summaries, sessions = diagnosis.summaries, diagnosis.measurement.sessions
-    columns = {diagnosis.kind: [s.condition for s in summaries]}
-    if not math.isnan(diagnosis.baseline_accuracy):
-        columns["accuracy"] = [_percent(s.accuracy) for s in summaries]
-        columns["lost"] = [_percent(s.degradation) for s in summaries]
-    columns["KL, nats/token"] = [_estimate(s.kl_nats) for s in summaries]
-    columns["dose"] = [_dose(sessions[s.condition].dose()) for s in summaries]
-    return columns
+def _rough_lines(diagnosis: Diagnosis) -> list[str]:
+    """Says which intervals of KL may not hold what they promise, and why, in a few words."""
+    why: dict[str, list[str]] = {}
+    for summary in diagnosis.summaries:
+        for caution in filter(None, summary.kl_nats.caution.split("; ")):
+            name, colon, _ = caution.partition(":")
+            if colon:
+                why.setdefault(name, []).append(summary.condition)
+    told = [f"{name} in {_some(names, len(diagnosis.summaries))}" for name, names in why.items()]
+    return [f"intervals of KL are rough: {'; '.join(told)}"] if told else []
 
 
-def bar(value: float, largest: float, width: int) -> str:
-    """Returns a bar of eighths of a character, full at `largest`; empty for NaN and nothing."""
-    if not (math.isfinite(value) and largest > 0 and value > 0):
-        return ""
-    eighths = max(1, round(8 * width * min(1.0, value / largest)))
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+def _needs(condition: str, verdict: Verdict) -> str:
+    if verdict.needed_samples:
+        return f"{verdict.needed_samples} samples in {condition}"
+    return f"{verdict.needed_draws} draws in {condition}"
+
+
+def _search_line(diagnosis: Diagnosis, winner: Winner) -> Text:
+    """Says what a search found and what it took."""
+    plan = diagnosis.plan
+    measured = sum(r.condition in plan.conditions for r in diagnosis.records)
+    share = measured / (len(plan.conditions) * len(plan.samples) * plan.draws)
+    took = f"{share:.0%} of the evaluations of a full sweep"
+    where = f"on {_counted(len(winner.reserve), 'sample')} held back"
+    if winner.is_full_sweep:
+        took = "all was measured, too little to be searched"
+        where = f"on {_counted(len(winner.samples), 'sample')}"
+    loss = f"it loses {number_text(winner.loss)} nats per token"
+    if winner.runner_up is not None:
+        loss += f", the runner-up {winner.runner_up} {number_text(winner.runner_up_loss)}"
+    line = Text("Search by KL: ", style="bold")
+    line.append(plain(winner.name).plain, style="red")
+    return line.append(plain(f" ({took}; {where} {loss})").plain, style="not bold")
 
 
 def _verdict(label: str, worst: Worst, kind: str) -> Text:
+    """Says which condition is the worst by a measure, how sure that is, and what it costs."""
     name = "Avalanche point" if kind == "layers" else "Most fragile"
-    style = "bold red" if worst.is_conclusive else "bold"
     line = Text(f"{name} by {label}: ", style="bold")
-    line.append(worst.condition or "none", style=style)
-    return line.append(f" ({worst.reason})")
+    reason = plain(worst.reason if worst.condition else f"none, since {worst.reason}").plain
+    before, found, after = reason.partition(worst.condition or "none")
+    line.append(before, style="not bold")
+    line.append(found, style="red" if worst.is_conclusive else "")
+    line.append(after, style="not bold")
+    held = worst.held_out
+    if not math.isfinite(held.mean):
+        return line
+    loss = _points(held) if worst.measure == "accuracy" else f"{estimate_text(held)} nats per token"
+    apart = "questions and draws" if worst.held_out_draws else "questions"
+    return line.append(f"; on {apart} that did not choose it, it loses {loss}", style="not bold")
 
 
 def print_coverage(console: Console, records: Sequence[SiteRecord]) -> None:
     """Prints the coverage: per operator the sites seen, selected and perturbed, and the dose."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for name in ("coverage", "seen", "selected", "perturbed", "outputs", "dose"):
         table.add_column(name, justify="left" if name == "coverage" else "right")
     rows = coverage_table(records)
     for row in rows:
         counts = (row.seen, row.selected, row.perturbed, row.forward)
-        table.add_row(row.operator, *(f"{n:,}" for n in counts), _dose(row.dose))
+        table.add_row(row.operator, *(f"{n:,}" for n in counts), dose_text(row.dose))
     console.print(table)
     lost = [row.operator for row in rows if row.rows == _ROWS_LOST and row.forward]
     if lost:
@@ -176,24 +234,25 @@ def _ranges(regions: Sequence[str]) -> str:
     return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else "n/a"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2g}" if math.isfinite(value) else "n/a"
-
-
-def _estimate(interval: Interval) -> str:
-    """Writes a mean with its 95 % interval, e.g. `0.022 [0.0053, 0.038]`."""
-    if interval.mean == 0 and not interval.is_known:
-        return "0"
+def _points(interval: Interval) -> str:
+    """Writes a share as points, e.g. `73.0 [62.3, 80.8] points`."""
     if not interval.is_known:
-        return f"{_number(interval.mean)} [too few data]"
-    return f"{_number(interval.mean)} [{max(0.0, interval.low):.2g}, {interval.high:.2g}]"
+        return f"{100 * interval.mean:.1f} points"
+    low, high = (f"{100 * bound:.1f}" for bound in (interval.low, interval.high))
+    return f"{100 * interval.mean:.1f} [{low}, {high}] points"
 
 
-def _dose(dose: Dose) -> str:
-    if not dose.elements:
-        return "none"
-    return f"{dose.relative_l2:.2g} on {dose.share_changed:.0%}"
+def _counted(count: int, what: str) -> str:
+    """Writes e.g. `1 draw` or `1,200 samples`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _some(names: Sequence[str], total: int) -> str:
+    """Writes the names, or how many they are where they are many."""
+    if 1 < len(names) == total:
+        return f"all {total}"
+    return f"{len(names)} of {total}" if len(names) > _MOST_NAMED else ", ".join(names)
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:19]

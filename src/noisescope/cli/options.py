@@ -1,0 +1,98 @@
+"""The options that commands share, and what is checked of them before a model is loaded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisescope.errors import InputError
+from noisescope.inject import OPERATORS, check_operators
+from noisescope.inject.probe import PRESETS
+from noisescope.measure import LARGEST_SEED
+from noisescope.report import check_output, check_writable
+from noisescope.study import check_directory
+
+Model = Annotated[str, typer.Option(help="Directory of a Hugging Face model (safetensors).")]
+Data = Annotated[str, typer.Option(help="Questions: .parquet, GSM8K .jsonl, or a plain .txt.")]
+Tokenizer = Annotated[str | None, typer.Option(help="Directory of the tokenizer, if elsewhere.")]
+Scale = Annotated[
+    float, typer.Option(help="Standard deviation of the error, relative to each value by default.")
+]
+ErrorType = Annotated[str, typer.Option(help="relative_gaussian or absolute_gaussian.")]
+Rounding = Annotated[str, typer.Option(help="nearest or stochastic.")]
+Operators = Annotated[
+    str, typer.Option(help=f"core, all, or names joined by commas: {', '.join(OPERATORS)}.")
+]
+Samples = Annotated[int, typer.Option(help="How many samples, from the first on.")]
+Draws = Annotated[int, typer.Option(help="Realisations of the noise per condition.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; as saved if unset.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, auto; a GPU if there is one.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows that run together; by memory if unset.")]
+MemoryGib = Annotated[
+    float | None,
+    typer.Option(help="Memory to take beside the model, in GiB; half of what is free if unset."),
+]
+AccuracyMargin = Annotated[
+    float, typer.Option(help="Loss of accuracy that is still no harm; 0.01 is one point.")
+]
+KlMargin = Annotated[float, typer.Option(help="KL that is still no harm, in nats per token.")]
+Search = Annotated[
+    bool,
+    typer.Option(
+        "--search", help="Find the worst by KL alone, at 40 % of the evaluations or less."
+    ),
+]
+Extend = Annotated[
+    bool, typer.Option("--extend", help="Add samples, draws or conditions to the study in --out.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
+RemoteCode = Annotated[bool, typer.Option(help="Run code that lies in the model's directory.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the study; the same command again goes on where it was."),
+]
+Result = Annotated[Path | None, typer.Option(help="File for the result (JSON) alone.")]
+
+
+def check_names(operators: str) -> None:
+    """Raises SelectionError for a name that is no operator, before anything is loaded."""
+    names = [name.strip() for name in operators.split(",")]
+    check_operators([name for name in names if name not in PRESETS])
+
+
+def check_numbers(seed: int, **counts: int | None) -> None:
+    """Raises InputError for a seed or a count out of range, before anything is loaded."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {count}: a whole number of at least 1 is needed")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed {seed}: a whole number from 0 to {LARGEST_SEED} is needed")
+
+
+def check_outputs(out: Path | None, result: Path | None, extend: bool = False) -> None:
+    """Raises InputError unless what is to be written can be, before anything is loaded."""
+    if extend and out is None:
+        raise InputError("--extend: name the study that is to grow with --out DIR")
+    if out is not None and result is not None and result.absolute().is_relative_to(out.absolute()):
+        raise InputError(f"--result {result} lies in --out {out}: name a file outside of it")
+    if out is not None:
+        check_directory(out)
+        check_writable("--out", out, out if out.is_dir() else out.absolute().parent)
+    if result is not None:
+        check_output("--result", result)
+
+
+def check_memory(gib: float | None) -> None:
+    """Raises InputError for a memory out of range, before anything is loaded."""
+    if gib is not None and not 0 < gib < float("inf"):
+        raise InputError(f"--memory-gib {gib}: a number of GiB above 0 is needed; try 4")
+
+
+def check_margins(accuracy: float, kl: float) -> None:
+    """Raises InputError for a margin out of range, before anything is loaded."""
+    if not 0 < accuracy < 1:
+        raise InputError(f"--accuracy-margin {accuracy}: a share between 0 and 1; 0.01 is a point")
+    if not 0 < kl < float("inf"):
+        raise InputError(f"--kl-margin {kl}: a number of nats above 0 is needed; try 0.01")

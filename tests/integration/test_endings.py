@@ -1,0 +1,126 @@
+"""How a command ends early: Ctrl-C, cleanly, to go on later; a closed pipe, losing nothing."""
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.commands import FINISHED, carry_out, files_of, write_texts
+from helpers.model_dirs import save_model
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working directory, with a model and texts for three units."""
+    save_model(tmp_path / "llama")
+    write_texts(tmp_path / "many.txt", 130)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+GOOD = ["layers", "--model=llama", "--data=many.txt", "--samples=130", "--device=cpu"]
+
+
+def subprocess_environment():
+    source = Path(__file__).parents[2] / "src"
+    return {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+
+
+# Workers of a parallel test run ignore SIGINT, and a child inherits that.
+BEGIN_AND_TELL = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from noisescope.cli import main
+from noisescope.measure import Worker
+measure = Worker._measure
+def tell(*given):
+    print("begun", file=sys.__stdout__, flush=True)  # a progress bar takes sys.stdout over
+    time.sleep(1)
+    return measure(*given)
+Worker._measure = tell
+main()
+"""
+
+
+def interrupt_a_run(place, stderr, *words):
+    """Starts a long run, sends SIGINT in the middle of it, and returns the finished process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN_AND_TELL, *GOOD, *words],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        cwd=place,
+        env=subprocess_environment(),
+    )
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 60)[0], "the run did not begin"
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    return process
+
+
+def test_ctrl_c_in_the_middle_is_one_line_status_130_and_nothing_written(place):
+    before = sorted(place.rglob("*"))
+    process = interrupt_a_run(place, subprocess.PIPE)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    said = "nothing is kept: give --out to be able to go on"
+    assert error == f"Interrupted: 1 of 3 units are measured: {said}.\n"
+    assert sorted(place.rglob("*")) == before
+
+
+def test_ctrl_c_twice_ends_at_once_and_says_what_is_kept(place):
+    process = interrupt_a_run(place, subprocess.PIPE, "--out=study")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = "the unit in hand is lost, the others are kept in study: run it again to go on"
+    assert error == f"Interrupted: {told}.\n"
+    assert {p.name for p in (place / "study").iterdir()} <= {
+        "lock",
+        "manifest.json",
+        "records.jsonl",
+    }
+
+
+def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, capsys):
+    ours, theirs = pty.openpty()
+    process = interrupt_a_run(place, theirs, "--out=study")
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a closed terminal ends on Linux
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(timeout=60) == 130
+    process.stdout.close()
+    hide, show = b"\x1b[?25l", b"\x1b[?25h"
+    assert hide in shown, "the progress bar hides the cursor"
+    assert shown.rindex(show) > shown.rindex(hide)
+    kept = b"Interrupted: 1 of 3 units are kept in study: run the same command to go on."
+    assert shown.splitlines()[-1].endswith(kept)
+    carry_out(capsys, *GOOD, "--out=study")
+    carry_out(capsys, *GOOD, "--out=at-once")
+    assert files_of(place / "study", FINISHED) == files_of(place / "at-once", FINISHED)
+
+
+def test_a_closed_pipe_loses_nothing_and_is_no_traceback(place):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "noisescope", *GOOD, "--out=study"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=subprocess_environment(),
+    )
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(timeout=60) != 0
+    assert set(FINISHED) <= {p.name for p in (place / "study").iterdir()}

@@ -1,0 +1,272 @@
+"""A study on disk: it goes on where it was, measures nothing twice, and refuses what differs."""
+
+import errno
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+from helpers.commands import (
+    FINISHED,
+    carry_out,
+    files_of,
+    in_small_units,
+    interrupted_in_unit,
+    nothing_measured,
+    refusal,
+    write_questions,
+    write_texts,
+)
+from helpers.diagnoses import small_task
+from helpers.model_dirs import loaded_small, save_model
+from helpers.small_models import small_model
+
+from noisescope import InputError, RelativeGaussian, diagnose_layers
+from noisescope.cli import run
+from noisescope.measure import Worker
+from noisescope.report import output, write_report
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    root = tmp_path_factory.mktemp("origin")
+    save_model(root / "llama")
+    save_model(root / "other", small_model("llama", seed=1))
+    write_questions(root / "test.parquet")
+    write_texts(root / "texts.txt", 6)
+    return root
+
+
+@pytest.fixture
+def place(origin, tmp_path, monkeypatch):
+    """The working directory, with the models and the data; units are of two samples."""
+    for path in origin.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    in_small_units(monkeypatch)
+    return tmp_path
+
+
+GOOD = ["layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=3", "--device=cpu"]
+GOOD += ["--window=1", "--memory-gib=1", "--noise-scale=0.2"]
+
+
+def kl_of(directory):
+    """KL and more by condition, draw and sample."""
+    rows = pq.read_table(directory / "records.parquet").to_pylist()
+    fields = ("kl_nats", "nll_change_nats", "top1_agreement", "kl_p99_nats", "is_right", "answer")
+    return {(r["condition"], r["draw"], r["sample"]): [r[f] for f in fields] for r in rows}
+
+
+def assert_equal_in_numbers(one, other):
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        for a, b in zip(row, other[key], strict=True):
+            is_same = math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) if type(a) is float else a == b
+            assert is_same, (key, a, b)
+
+
+def test_numbers_that_differ_are_noticed():
+    key = ("L0", 0, "1")
+    assert_equal_in_numbers({key: [0.5, "a"]}, {key: [0.5 + 1e-8, "a"]})
+    for other in ({key: [0.501, "a"]}, {key: [0.5, "b"]}, {}):
+        with pytest.raises(AssertionError):
+            assert_equal_in_numbers({key: [0.5, "a"]}, other)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--draws=2", "--window=1"], ["--data=texts.txt"], ["--sites", "--operators=matmul"]],
+    ids=["answers", "texts", "sites"],
+)
+def test_an_interrupted_command_goes_on_to_the_same_bytes(place, monkeypatch, capsys, words):
+    good = [word for word in GOOD if word != "--window=1"]
+    at_once = carry_out(capsys, *good, *words, "--out=at-once")
+    with interrupted_in_unit(monkeypatch, 1):
+        assert run([*good, *words, "--out=study"]) == 130
+    told = capsys.readouterr()
+    kept = "1 of 3 units are kept in study"
+    assert told.err == f"Interrupted: {kept}: run the same command to go on.\n"
+    assert told.out == ""
+    assert files_of(place / "study").keys() == {"manifest.json", "records.jsonl"}
+    resumed = carry_out(capsys, *good, *words, "--out=study")
+    assert resumed == at_once.replace("at-once", "study")
+    assert files_of(place / "study") == files_of(place / "at-once")
+    assert files_of(place / "study").keys() == {*FINISHED, "manifest.json"}
+    assert b"study" not in (place / "study" / "result.json").read_bytes()
+
+
+def test_only_what_is_missing_is_measured(place, monkeypatch, capsys):
+    with interrupted_in_unit(monkeypatch, 2):
+        assert run([*GOOD, "--out=study"]) == 130
+    measure, measured = Worker.__call__, []
+
+    def tell(worker, unit):
+        measured.append(unit.samples)
+        return measure(worker, unit)
+
+    monkeypatch.setattr(Worker, "__call__", tell)
+    carry_out(capsys, *GOOD, "--out=study")
+    assert measured == [("4", "5")]
+
+
+def test_from_python_an_error_in_a_unit_loses_no_unit_before_it(tmp_path, monkeypatch):
+    in_small_units(monkeypatch)
+    loaded = loaded_small()
+    task, noise = small_task(loaded), RelativeGaussian(0.3)
+    measure = Worker.__call__
+
+    def fail(worker, unit):
+        if "2" in unit.samples:
+            raise ZeroDivisionError
+        return measure(worker, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "__call__", fail)
+        with pytest.raises(ZeroDivisionError):
+            diagnose_layers(loaded, task, noise, window=1, out=tmp_path / "study", memory_gib=1)
+    told = []
+    for name in ("study", "at-once"):
+        found = diagnose_layers(
+            loaded, task, noise, window=1, out=str(tmp_path / name), memory_gib=1,
+            progress=lambda *given: told.append(given),
+        )  # fmt: skip
+        write_report(found, tmp_path / name)
+    assert told[0] == ("1 of 3 units are kept already", 1, 3)
+    assert told[-1][1:] == (3, 3)
+    assert files_of(tmp_path / "study") == files_of(tmp_path / "at-once")
+    in_memory = diagnose_layers(loaded, task, noise, window=1, memory_gib=1)
+    assert in_memory.records == found.records
+    assert in_memory.analysis == found.analysis
+
+
+def test_a_complete_study_is_printed_again_and_nothing_is_measured(place, monkeypatch, capsys):
+    first = carry_out(capsys, *GOOD, "--out=study")
+    before = files_of(place / "study")
+    with nothing_measured(monkeypatch):
+        assert carry_out(capsys, *GOOD, "--out=study") == first
+        assert carry_out(capsys, *GOOD, "--out=study", "--extend") == first
+    assert files_of(place / "study") == before
+    with nothing_measured(monkeypatch), pytest.raises(AssertionError, match="measured"):
+        run([*GOOD, "--out=another"])
+
+
+def test_other_margins_judge_again_without_measuring(place, monkeypatch, capsys):
+    # KL needs ten samples for a verdict.
+    words = [*GOOD, f"--data={write_texts(place / 'more.txt', 12)}", "--out=study"]
+    assert "harm: a loss beyond 0.01 nats" in carry_out(capsys, *words)
+    before = files_of(place / "study")
+    with nothing_measured(monkeypatch):
+        text = carry_out(capsys, *words, "--kl-margin=50", "--accuracy-margin=0.5")
+        shown = carry_out(capsys, "show", "study", "--kl-margin=50")
+    assert "harm: a loss beyond 50 nats" in text and "harm: a loss beyond 50 nats" in shown
+    after = files_of(place / "study")
+    assert {name for name in after if after[name] != before[name]} == {"result.json"}
+    result = json.loads(after["result.json"])
+    assert result["config"]["kl_margin_nats_per_token"] == 50
+    verdicts = {e["kl_verdict"]["outcome"] for e in result["layer_sensitivity"].values()}
+    assert verdicts == {"harmless"}
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--noise-scale=0.1"], ["scale", "0.2 there, 0.1 now"]),
+        (["--seed=3"], ["seed: 0 there, 3 now"]),
+        (["--dtype=bfloat16"], ["--dtype: float32 there, bfloat16 now"]),
+        (["--max-new-tokens=2"], ["--max-new-tokens: 3 there, 2 now"]),
+        (["--operators=linear"], ["--operators: matmul,linear there, linear now"]),
+        (["--data=texts.txt"], ["sample 0: other content now"]),
+        (["--model=other"], ["model fingerprint: sha256:", " there, sha256:", " now"]),
+        (["--rounding=stochastic"], ["rounding", "nearest there, stochastic now"]),
+        (["--samples=2"], ["samples: 6 there, 2 now"]),
+        (["--search"], ["search: false there, true now"]),
+        (["--draws=2"], ["smaller study: draws: 1 there, 2 now", "add --extend"]),
+    ],
+    ids=lambda value: value[0].split("=")[0] if value[0].startswith("--") else "",
+)
+def test_another_question_is_refused_with_both_values(place, capsys, words, parts):
+    carry_out(capsys, *GOOD, "--out=study")
+    before = files_of(place / "study")
+    line = refusal(capsys, *GOOD, *words, "--out=study")
+    assert all(part in line for part in ["study holds", *parts]), line
+    assert files_of(place / "study") == before
+
+
+def test_a_report_that_cannot_be_written_loses_nothing(place, monkeypatch, capsys):
+    def fail(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "replace_file", fail)
+        assert run([*GOOD, "--out=study"]) == 2
+    told = capsys.readouterr()
+    assert "cannot write study/result.json: No space left" in told.err
+    assert "run the same command again, all that was measured is kept" in told.err
+    assert "KL, nats/token" in told.out, "what was measured is shown all the same"
+    with nothing_measured(monkeypatch):
+        carry_out(capsys, *GOOD, "--out=study")
+    assert (place / "study" / "result.json").is_file()
+
+
+def test_operators_and_layers_are_not_one_study(place, capsys):
+    carry_out(capsys, *GOOD, "--out=study")
+    words = [word for word in GOOD if word != "--window=1"]
+    line = refusal(capsys, "operators", *words[1:], "--operators=core", "--out=study")
+    assert "kind: layers there, operators now" in line
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (["--samples=3"], ["--samples=6"]),
+        (["--draws=1"], ["--draws=3"]),
+        (["--stride=2"], ["--stride=1"]),
+        (["--samples=4", "--stride=2"], ["--samples=6", "--stride=1", "--draws=2"]),
+    ],
+    ids=["samples", "draws", "conditions", "all"],
+)
+def test_an_extended_study_has_the_numbers_of_one_done_at_once(place, capsys, begin, more):
+    carry_out(capsys, *GOOD, *begin, "--out=study")
+    before = kl_of(place / "study")
+    carry_out(capsys, *GOOD, *more, "--out=study", "--extend")
+    carry_out(capsys, *GOOD, *more, "--out=at-once")
+    grown, at_once = kl_of(place / "study"), kl_of(place / "at-once")
+    assert before.items() <= grown.items(), "what was there is as it was"
+    assert_equal_in_numbers(grown, at_once)
+    one, other = (
+        json.loads((place / name / "result.json").read_text()) for name in ("study", "at-once")
+    )
+    assert one["config"] == other["config"]
+    assert one["most_sensitive_by_kl"]["condition"] == other["most_sensitive_by_kl"]["condition"]
+
+
+def test_without_a_directory_there_is_nothing_to_extend():
+    loaded = loaded_small()
+    with pytest.raises(InputError, match="extend=True needs out"):
+        diagnose_layers(loaded, small_task(loaded), RelativeGaussian(0.1), extend=True)
+
+
+def test_equal_commands_give_equal_files_with_any_memory(place, capsys):
+    words = [word for word in GOOD if not word.startswith("--memory")]
+    carry_out(capsys, *words, "--out=first")
+    carry_out(capsys, *words, "--memory-gib=0.5", "--out=second")
+    assert files_of(place / "first", FINISHED) == files_of(place / "second", FINISHED)
+
+
+def test_groups_in_the_data_reach_records_and_result(place, capsys):
+    grouped = write_questions(place / "grouped.parquet", groups=[1, 1, 2, 2, None, 3])
+    carry_out(capsys, *GOOD, f"--data={grouped}", "--out=study")
+    rows = pq.read_table(place / "study" / "records.parquet").to_pylist()
+    assert [r["group"] for r in rows[:6]] == ["1", "1", "2", "2", None, "3"]
+    carry_out(capsys, *GOOD, "--out=apart")
+    mean, caution = {}, {}
+    for name in ("study", "apart"):
+        result = json.loads((place / name / "result.json").read_text())
+        interval = result["layer_sensitivity"]["L0"]["kl_nats_per_token"]
+        mean[name], caution[name] = interval["mean"], interval["caution"]
+    assert mean["study"] == mean["apart"]
+    assert "few sources of questions: 4" in caution["study"]
+    assert "few questions: 6" in caution["apart"]
+    line = refusal(capsys, *GOOD, f"--data={grouped}", "--out=apart")
+    assert "sample 0: other content now" in line

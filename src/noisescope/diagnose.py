@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from noisescope.analyse import Round, next_round
+from noisescope.analyse import Round
 from noisescope.errors import InputError, NoisescopeError, SelectionError
 from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
 from noisescope.inject.probe import list_sites, resolve_operators
 from noisescope.measure import (
-    CLEAN,
     Condition,
     Plan,
     Progress,
@@ -38,12 +37,13 @@ from noisescope.study import (
     StudyPlan,
     conditions_json,
     discard,
-    losses_of,
     make_diagnosis,
+    make_units,
     open_study,
     sample_keys,
     worker_spec,
 )
+from noisescope.study.diagnosis import next_step
 from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_task, uses_plain_prompt
 from noisescope.versions import versions
 
@@ -338,26 +338,19 @@ def _measure(
 
 
 def _round_units(plan: StudyPlan, records: Sequence[Record]) -> list[Unit]:
-    """Returns the units of the next round of a search; none where it has its winner."""
-    found = next_round(list(plan.conditions), losses_of(records), [s.name for s in plan.samples])
+    """Returns the units of the next round of a search; none where it has its winner.
+
+    The first asks for the clean model alone, by whose records the search orders the samples.
+    """
+    if not records:
+        samples = [sample.name for sample in plan.samples]
+        return make_units(plan, "clean", samples, (), (), with_clean=True)
+    found = next_step(plan, records)
     if not isinstance(found, Round):
         return []
-    seen = {r.sample for r in records if r.condition == CLEAN}
-    size = plan.layout.samples_per_unit
-    blocks = [found.samples[n : n + size] for n in range(0, len(found.samples), size)]
-    return [
-        Unit(
-            name=f"round-{found.number}-{number}-{'old' if is_old else 'new'}",
-            samples=some,
-            conditions=found.names,
-            draws=tuple(range(plan.draws)),
-            with_clean=not is_old,
-            generates=False,
-        )
-        for number, block in enumerate(blocks)
-        for is_old in (False, True)
-        if (some := tuple(s for s in block if (s in seen) == is_old))
-    ]
+    draws = range(plan.draws)
+    name = f"round-{found.number}"
+    return make_units(plan, name, found.samples, found.names, draws, with_clean=False)
 
 
 def _study_plan(

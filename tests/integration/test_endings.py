@@ -65,6 +65,7 @@ def interrupt_a_run(place, stderr, *words):
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_is_one_line_status_130_and_nothing_written(place):
     before = sorted(place.rglob("*"))
     process = interrupt_a_run(place, subprocess.PIPE)
@@ -75,6 +76,7 @@ def test_ctrl_c_in_the_middle_is_one_line_status_130_and_nothing_written(place):
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_says_what_is_kept(place):
     process = interrupt_a_run(place, subprocess.PIPE, "--out=study")
     time.sleep(0.2)

@@ -96,6 +96,16 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(place, monkeypatch, ca
     assert b"study" not in (place / "study" / "result.json").read_bytes()
 
 
+def test_interrupted_without_a_directory_nothing_is_kept_and_it_is_said(place, monkeypatch, capsys):
+    before = sorted(place.rglob("*"))
+    with interrupted_in_unit(monkeypatch, 2):
+        assert run(GOOD) == 130
+    told = capsys.readouterr()
+    said = "2 of 3 units are measured: nothing is kept: give --out to be able to go on"
+    assert (told.out, told.err) == ("", f"Interrupted: {said}.\n")
+    assert sorted(place.rglob("*")) == before
+
+
 def test_only_what_is_missing_is_measured(place, monkeypatch, capsys):
     with interrupted_in_unit(monkeypatch, 2):
         assert run([*GOOD, "--out=study"]) == 130

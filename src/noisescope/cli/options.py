@@ -47,7 +47,9 @@ Extend = Annotated[
     bool, typer.Option("--extend", help="Add samples, draws or conditions to the study in --out.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
-RemoteCode = Annotated[bool, typer.Option(help="Run code that lies in the model's directory.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that lies in the model's directory.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Directory of the study; the same command again goes on where it was."),

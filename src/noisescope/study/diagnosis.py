@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from noisescope.analyse import Analysis, Summary, Winner, Worst, analyse, next_round
+from noisescope.analyse import Analysis, Round, Summary, Winner, Worst, analyse, next_round
 from noisescope.analyse.verdict import unknown_verdict
 from noisescope.inject import Witness
 from noisescope.measure import measurement_notes
@@ -154,8 +154,19 @@ def _by_kl_alone(analysis: Analysis, margins: Margins) -> Analysis:
 
 def searched_winner(plan: StudyPlan, records: Sequence[Record]) -> Winner | None:
     """Returns the winner of a search, or None where rounds are left."""
-    found = next_round(list(plan.conditions), losses_of(records), [s.name for s in plan.samples])
+    found = next_step(plan, records)
     return found if isinstance(found, Winner) else None
+
+
+def next_step(plan: StudyPlan, records: Sequence[Record]) -> Round | Winner:
+    """Returns what a search evaluates next, or its winner.
+
+    It meets the samples in the order of the clean model's NLL, whose records must be there before
+    the first noisy ones: they cost no evaluation, for every condition needs them.
+    """
+    samples = [sample.name for sample in plan.samples]
+    nll = {r.sample: r.nll_nats for r in records if r.condition == CLEAN}
+    return next_round(list(plan.conditions), losses_of(records), samples, priority=nll)
 
 
 def losses_of(records: Sequence[Record]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Scoring: shapes of batches, models that cannot be taken apart, chunks of logits, empty answers."""
+"""Scoring: shapes of batches, models that cannot be taken apart, chunks of logits, no tokens."""
 
 import math
 from dataclasses import astuple
@@ -58,7 +58,6 @@ def test_other_dtypes(dtype):
     expected = plain_scores(model, sequences, [*CONDITIONS, rounding])
     # In short formats a sum in another order moves a state by a whole unit.
     rel, abs_ = (1e-9, 1e-12) if dtype == torch.float64 else (0.25, 2e-3)
-    assert_close([r for r in found], [r for r in expected], rel, abs_) if rel < 0.1 else None
     for mine, theirs in zip(found, expected, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert one.kl_nats == pytest.approx(other.kl_nats, rel=rel, abs=abs_)

@@ -20,6 +20,7 @@ PROMPTS = texts((3, 9, 2, 6, 4))
 NAMES = tuple("abcde")
 CONDITIONS = (condition("L1", layers=1), condition("all"), condition("head", layers="head"))
 UNIT = Unit("u", NAMES, ("L1", "all", "head"), (0, 2))
+SMALL = dataclasses.replace(UNIT, samples=NAMES[:3], draws=(2,))
 
 
 def task_of(prompts=PROMPTS, is_generative=True):
@@ -113,7 +114,7 @@ def test_texts_are_scored_along_themselves():
 
 @pytest.mark.parametrize("limits", [{"batch_size": 1}, {"batch_size": 4}, {"memory_gib": 1e-4}])
 def test_no_limit_changes_a_record(limits):
-    assert same(worker_of(**limits)(UNIT).records, worker_of()(UNIT).records, 1e-4)
+    assert same(worker_of(**limits)(SMALL).records, worker_of()(SMALL).records, 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["plain", "mixes rows", "scales by rows", "knows the batch"])
@@ -151,7 +152,7 @@ def with_little_memory(loaded, rows, error):
 def test_out_of_memory_halves_the_batch_and_counts_nothing_twice(error):
     unit = dataclasses.replace(UNIT, generates=False)
     expected = worker_of()(unit)
-    loaded, _ = with_little_memory(loaded_small(), 20, error)
+    loaded, _ = with_little_memory(loaded_small(), 12, error)
     worker = worker_of(loaded)
     with pytest.warns(NoisescopeWarning, match="memory ran out: batches were halved") as told:
         result = worker(unit)
@@ -203,9 +204,9 @@ def test_results_survive_json_to_the_last_bit():
 
 
 def test_witnesses_of_parts_add_up_to_the_whole():
-    whole = worker_of(batch_size=1)(UNIT)
+    whole = worker_of(batch_size=1)(SMALL)
     worker = worker_of(batch_size=1)
-    parts = [worker(dataclasses.replace(UNIT, samples=(name,))) for name in NAMES]
+    parts = [worker(dataclasses.replace(SMALL, samples=(name,))) for name in SMALL.samples]
     for name, expected in whole.witnesses.items():
         found = merge_witnesses(Witness.from_json(p.witnesses[name].as_json()) for p in parts)
         assert found.counts == expected.counts

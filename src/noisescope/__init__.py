@@ -3,7 +3,7 @@
 These are the public names. Importing the package changes nothing: no patch, no seed, no log.
 """
 
-from noisescope.diagnose import diagnose_layers, diagnose_operators
+from noisescope.diagnose import diagnose_layers, diagnose_operators, diagnose_sites
 from noisescope.errors import (
     DoseError,
     DoseWarning,
@@ -16,7 +16,7 @@ from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, in
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
 from noisescope.report import result_of
-from noisescope.study import Diagnosis
+from noisescope.study import Diagnosis, Margins
 from noisescope.tasks import Sample, Task, load_task, make_task, token_task
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ErrorModel",
     "InputError",
     "LoadedModel",
+    "Margins",
     "NoisescopeError",
     "NoisescopeWarning",
     "RelativeGaussian",
@@ -40,6 +41,7 @@ __all__ = [
     "Task",
     "diagnose_layers",
     "diagnose_operators",
+    "diagnose_sites",
     "fingerprint",
     "inject",
     "load_model",

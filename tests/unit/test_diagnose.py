@@ -7,7 +7,7 @@ from helpers.diagnoses import small_diagnosis, small_task
 from helpers.model_dirs import loaded_small
 
 from noisescope.diagnose import diagnose_layers, diagnose_operators, probe
-from noisescope.errors import InputError, SelectionError
+from noisescope.errors import DoseWarning, InputError, SelectionError
 from noisescope.noise import AbsoluteGaussian, RelativeGaussian
 from noisescope.tasks import PLAIN_PROMPT_NOTE, make_task
 
@@ -130,7 +130,8 @@ def test_notes_of_the_model_the_task_and_the_measurement_are_gathered():
     )
     question = {"messages": ({"role": "user", "content": "2+2"},), "truth": "4"}
     task = make_task([question], notes=["about the task"], max_new_tokens=2)
-    found = diagnose_layers(loaded, task, RelativeGaussian(1e-3), operators="linear")
+    with pytest.warns(DoseWarning, match="under half of the noise arrived in L0-2"):
+        found = diagnose_layers(loaded, task, RelativeGaussian(1e-3), operators="linear")
     assert found.notes[:3] == ("about the model", "about the task", PLAIN_PROMPT_NOTE)
     assert any(note.startswith("under half of the noise arrived in L0-2") for note in found.notes)
 

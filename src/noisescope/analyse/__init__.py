@@ -8,7 +8,7 @@ from noisescope.analyse.shares import share_interval
 from noisescope.analyse.significance import holm, mcnemar_p, mean_test_p, t_test_p
 from noisescope.analyse.summary import Summary, degradation
 from noisescope.analyse.table import Table
-from noisescope.analyse.verdict import Verdict, verdicts
+from noisescope.analyse.verdict import Verdict, unknown_verdict, verdicts
 
 __all__ = [
     "Analysis",
@@ -29,6 +29,7 @@ __all__ = [
     "next_round",
     "share_interval",
     "t_test_p",
+    "unknown_verdict",
     "verdicts",
     "worst_by_accuracy",
     "worst_by_kl",

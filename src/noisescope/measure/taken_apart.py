@@ -15,7 +15,6 @@ from torch import Tensor
 from noisescope.inject import OPERATORS, Ride, RideError, Session, Site
 from noisescope.inject.probe import list_sites
 from noisescope.inject.tracker import is_experts
-from noisescope.measure.generate import call_arguments
 from noisescope.measure.sharing import (
     Entries,
     Growth,
@@ -24,6 +23,7 @@ from noisescope.measure.sharing import (
     find_entries,
     probe_batch,
 )
+from noisescope.measure.steps import call_arguments
 from noisescope.measure.streaming import find_halves, is_close
 from noisescope.models import find_regions
 

@@ -1,6 +1,6 @@
 """A study: what was asked, what was measured, and what it says."""
 
-from noisescope.study.diagnosis import Diagnosis, Margins, losses_of, make_diagnosis
+from noisescope.study.diagnosis import Diagnosis, Margins, make_diagnosis
 from noisescope.study.discard import discard
 from noisescope.study.executor import Executor, InProcess, Worker
 from noisescope.study.interrupt import StudyInterrupted
@@ -12,6 +12,7 @@ from noisescope.study.plan import (
     conditions_json,
     sample_keys,
 )
+from noisescope.study.searched import next_step
 from noisescope.study.specs import make_worker, worker_spec
 from noisescope.study.state import StudyState, read_study
 from noisescope.study.study import Study
@@ -32,10 +33,10 @@ __all__ = [
     "check_directory",
     "conditions_json",
     "discard",
-    "losses_of",
     "make_diagnosis",
     "make_units",
     "make_worker",
+    "next_step",
     "open_study",
     "read_study",
     "sample_keys",

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from noisescope.analyse import Analysis, Round, Summary, Winner, Worst, analyse, next_round
-from noisescope.analyse.verdict import unknown_verdict
+from noisescope.analyse import Analysis, Summary, Winner, Worst, analyse, unknown_verdict
 from noisescope.inject import Witness
 from noisescope.measure import measurement_notes
 from noisescope.records import CLEAN, Record
 from noisescope.study.plan import StudyPlan
+from noisescope.study.searched import GIVEN_UP_NOTE, judged_on_reserve, searched_winner
 
 _KL_ALONE = "a search goes by KL alone, and nothing was generated under noise"
 
@@ -125,6 +125,8 @@ def make_diagnosis(
         accuracy_margin=margins.accuracy,
         kl_margin=margins.kl_nats,
     )
+    if winner is not None and not winner.is_full_sweep:
+        analysis = judged_on_reserve(analysis, records, winner, margins.kl_nats)
     if not plan.generates and not math.isnan(analysis.baseline_accuracy):
         analysis = _by_kl_alone(analysis, margins)
     noted = records
@@ -137,8 +139,9 @@ def make_diagnosis(
     ]
     if not plan.is_adaptive:  # a search leaves records out on purpose
         told += analysis.notes
-    elif winner is not None and winner.caution:
-        told.append(winner.caution)
+    elif winner is not None:
+        told += [] if winner.is_full_sweep else [GIVEN_UP_NOTE]
+        told += filter(None, [winner.caution])
     return Diagnosis(plan, tuple(records), dict(witnesses), analysis, tuple(told), winner, margins)
 
 
@@ -150,33 +153,3 @@ def _by_kl_alone(analysis: Analysis, margins: Margins) -> Analysis:
         summaries=tuple(replace(s, accuracy_verdict=verdict) for s in analysis.summaries),
         worst_accuracy=replace(analysis.worst_accuracy, reason=_KL_ALONE),
     )
-
-
-def searched_winner(plan: StudyPlan, records: Sequence[Record]) -> Winner | None:
-    """Returns the winner of a search, or None where rounds are left."""
-    found = next_step(plan, records)
-    return found if isinstance(found, Winner) else None
-
-
-def next_step(plan: StudyPlan, records: Sequence[Record]) -> Round | Winner:
-    """Returns what a search evaluates next, or its winner.
-
-    It meets the samples in the order of the clean model's NLL, whose records must be there before
-    the first noisy ones: they cost no evaluation, for every condition needs them.
-    """
-    samples = [sample.name for sample in plan.samples]
-    nll = {r.sample: r.nll_nats for r in records if r.condition == CLEAN}
-    return next_round(list(plan.conditions), losses_of(records), samples, priority=nll)
-
-
-def losses_of(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Returns the KL by condition and sample, mean over draws, as a search goes by it."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        if record.condition != CLEAN:
-            by_sample = values.setdefault(record.condition, {})
-            by_sample.setdefault(record.sample, []).append(record.kl_nats)
-    return {
-        name: {sample: math.fsum(kls) / len(kls) for sample, kls in by_sample.items()}
-        for name, by_sample in values.items()
-    }

@@ -15,7 +15,7 @@ from noisescope.measure.caches import (
     layer_rows,
     select_rows,
 )
-from noisescope.measure.generate import call_arguments, pad_left
+from noisescope.measure.steps import call_arguments, pad_left
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "gpt2", "mistral", "gemma3_text", "lfm2", "qwen3_next", "bloom")

@@ -1,32 +1,18 @@
-"""The diagnosis: which windows of layers, operators or sites a model can least afford error in.
+"""Carries a diagnosis out as a study, in a directory or in memory; what it asks is in kinds.py."""
 
-Each kind is a list of conditions; a study measures them, in a directory or in memory, and one
-`Diagnosis` holds everything a report needs.
-"""
-
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from noisescope.analyse import Round
-from noisescope.errors import InputError, NoisescopeError, SelectionError
-from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
-from noisescope.inject.probe import list_sites, resolve_operators
-from noisescope.measure import (
-    Condition,
-    Plan,
-    Progress,
-    Record,
-    Unit,
-    Worker,
-    layer_windows,
-    samples_per_unit,
-    window_name,
-)
-from noisescope.measure.generate import end_tokens
+from noisescope.errors import DoseWarning, InputError, NoisescopeError
+from noisescope.measure import Condition, Plan, Progress, Record, Unit, Worker, samples_per_unit
+from noisescope.measure.attest import weak_dose_note
 from noisescope.measure.memory import default_gib
-from noisescope.models import LoadedModel, find_regions
+from noisescope.measure.steps import end_tokens
+from noisescope.models import LoadedModel
 from noisescope.noise import ErrorModel
 from noisescope.study import (
     Diagnosis,
@@ -39,15 +25,13 @@ from noisescope.study import (
     discard,
     make_diagnosis,
     make_units,
+    next_step,
     open_study,
     sample_keys,
     worker_spec,
 )
-from noisescope.study.diagnosis import next_step
-from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, encode_task, uses_plain_prompt
+from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, uses_plain_prompt
 from noisescope.versions import versions
-
-_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -94,8 +78,20 @@ class Options:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What a diagnosis asks: its conditions, and how the report names what was asked."""
+class Question:
+    """What a diagnosis asks: its conditions, and how the report names what was asked.
+
+    Attributes:
+        kind: `layers`, `sites` or `operators`.
+        conditions: What is measured.
+        error_model: What is added.
+        operators: The operators that are meant.
+        config: What else was asked, for the result file.
+        scope: Options that only say which conditions there are; an extension changes them.
+        layers: Layers of each condition, where it does not cover the whole model.
+        among: The conditions that compete for the worst; None: all.
+        notes: What the user should hear, one line each.
+    """
 
     kind: str
     conditions: tuple[Condition, ...]
@@ -108,183 +104,15 @@ class _Question:
     notes: tuple[str, ...] = ()
 
 
-def diagnose_layers(
-    loaded: LoadedModel,
-    task: Task,
-    error_model: ErrorModel,
-    *,
-    window: int = 3,
-    stride: int | None = None,
-    operators: str | Sequence[str] = "core",
-    **options: Any,
-) -> Diagnosis:
-    """Slides a window of noisy layers over the model.
-
-    Args:
-        loaded: The model.
-        task: The samples.
-        error_model: What is added.
-        window: Layers per window.
-        stride: Layers between starts; None: the window.
-        operators: `core`, `all`, or names.
-        options: See `Options`.
+def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Options) -> Diagnosis:
+    """Carries a diagnosis out as a study, or goes on with the one that is there.
 
     Raises:
-        InputError: Window, stride, draws or batch size out of range, a prompt that does not fit, or
-            a directory that holds something else.
-        SelectionError: An operator that is unknown or that the layers never run.
+        InputError: The directory holds something else, or a number is out of range.
+        SelectionError: A condition's selection never fired.
+        DoseError: Rounding erased all of a condition's noise.
         StudyInterrupted: Ctrl-C was pressed; what is measured is kept.
     """
-    chosen = Options(**options)
-    chosen.plan()
-    step = window if stride is None else stride
-    n_layers = find_regions(loaded.model).n_layers
-    windows = layer_windows(n_layers, window, step)
-    inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
-    wanted = _resolve(operators, inside)
-    conditions = tuple(
-        Condition(
-            window_name(layers),
-            error_model,
-            make_selection(layers=layers, operators=_operators_in(wanted, layers, inside)),
-        )
-        for layers in windows
-    )
-    question = _Question(
-        kind="layers",
-        conditions=conditions,
-        error_model=error_model,
-        operators=wanted,
-        config={"window_size": window, "stride": step},
-        scope={"--window": window, "--stride": step},
-        layers={window_name(w): w for w in windows},
-        notes=_uncovered_note(windows, n_layers),
-    )
-    return _diagnose(question, loaded, task, chosen)
-
-
-def diagnose_operators(
-    loaded: LoadedModel,
-    task: Task,
-    error_model: ErrorModel,
-    *,
-    operators: str | Sequence[str] = "all",
-    **options: Any,
-) -> Diagnosis:
-    """Perturbs one operator at a time, everywhere in the model; then the core operators, and all.
-
-    Arguments and errors are those of `diagnose_layers`. The most fragile is looked for among the
-    single operators: the two sets hold them, and would win.
-    """
-    chosen = Options(**options)
-    chosen.plan()
-    wanted = _resolve(operators, probe(loaded, task))
-    core = tuple(name for name in CORE_OPERATORS if name in wanted)
-    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
-    if len(wanted) > 1 and not chosen.search:
-        sets |= {"core": core} if core else {}
-        sets |= {"all": wanted}
-    question = _Question(
-        kind="operators",
-        conditions=tuple(
-            Condition(name, error_model, make_selection(operators=ops))
-            for name, ops in sets.items()
-        ),
-        error_model=error_model,
-        operators=wanted,
-        config={"sets": {name: list(ops) for name, ops in sets.items()}},
-        scope={},
-        layers={},
-        among=wanted,
-    )
-    return _diagnose(question, loaded, task, chosen)
-
-
-def diagnose_sites(
-    loaded: LoadedModel,
-    task: Task,
-    error_model: ErrorModel,
-    *,
-    operators: str | Sequence[str] = "core",
-    **options: Any,
-) -> Diagnosis:
-    """Perturbs one operator of one module at a time: `model.layers.3.mlp.down_proj:linear`.
-
-    Arguments and errors are those of `diagnose_layers`. Calls of one operator in one module, such
-    as the two products of an attention, are one condition.
-    """
-    chosen = Options(**options)
-    chosen.plan()
-    records = probe(loaded, task)
-    wanted = _resolve(operators, records)
-    places = dict.fromkeys(
-        (r.site.region, r.site.module, r.site.operator)
-        for r in records
-        if r.site.operator in wanted
-    )
-    conditions = tuple(
-        Condition(
-            f"{module}:{operator}",
-            error_model,
-            make_selection(layers=region, operators=operator, modules=module),
-        )
-        for region, module, operator in places
-    )
-    question = _Question(
-        kind="sites",
-        conditions=conditions,
-        error_model=error_model,
-        operators=wanted,
-        config={},
-        scope={},
-        layers={
-            f"{module}:{operator}": (int(region),)
-            for region, module, operator in places
-            if region.isdigit()
-        },
-    )
-    return _diagnose(question, loaded, task, chosen)
-
-
-def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
-    """Lists the sites that the model runs on the beginning of the task's first prompt."""
-    known = loaded.model.get_input_embeddings().num_embeddings
-    first = Task(task.name, task.samples[:1], task.score, task.max_new_tokens)
-    (ids,) = encode_task(first, loaded.tokenizer, loaded.context_length, known)
-    return list_sites(loaded.model, ids[:_PROBE_TOKENS])
-
-
-def _uncovered_note(windows: Sequence[Sequence[int]], n_layers: int) -> tuple[str, ...]:
-    """Says which layers lie in no window, as where the stride is larger than the window."""
-    left = sorted(set(range(n_layers)) - {layer for window in windows for layer in window})
-    return (f"layers in no window: {', '.join(map(str, left))}",) if left else ()
-
-
-def _resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
-    """Returns the operators that are meant, all of which run somewhere."""
-    if not operators:
-        raise SelectionError("operators=[] selects nothing: name some, or give 'core' or 'all'.")
-    return resolve_operators(operators, records)
-
-
-def _operators_in(
-    wanted: Sequence[str], layers: Sequence[int], records: Sequence[SiteRecord]
-) -> tuple[str, ...]:
-    """Returns the wanted operators that run in a window; layers of a hybrid model differ."""
-    there = {r.site.operator for r in records if int(r.site.region) in layers}
-    found = tuple(name for name in wanted if name in there)
-    if not found:
-        raise SelectionError(
-            f"none of {', '.join(wanted)} runs in layers {layers[0]} to {layers[-1]}; "
-            f"there run {', '.join(sorted(there))}. List them with 'noisescope sites MODEL'."
-        )
-    return found
-
-
-# Carrying out.
-
-
-def _diagnose(question: _Question, loaded: LoadedModel, task: Task, options: Options) -> Diagnosis:
     plan = options.plan(question.conditions)
     if options.extend and options.out is None:
         raise InputError("extend=True needs out: the directory of the study that is to grow")
@@ -302,13 +130,16 @@ def _diagnose(question: _Question, loaded: LoadedModel, task: Task, options: Opt
                     discard(study.directory, with_directory=not was_there)
                 raise
             study.finish()
+        weak = weak_dose_note(study.witnesses)
+        if weak is not None:
+            warnings.warn(weak, DoseWarning, stacklevel=4)
         return make_diagnosis(
             study.plan, study.records, study.witnesses, study.notes, options.margins
         )
 
 
 def _measure(
-    study: Study, question: _Question, loaded: LoadedModel, task: Task, options: Options
+    study: Study, question: Question, loaded: LoadedModel, task: Task, options: Options
 ) -> None:
     layout = study.plan.layout
     plan = Plan(
@@ -354,7 +185,7 @@ def _round_units(plan: StudyPlan, records: Sequence[Record]) -> list[Unit]:
 
 
 def _study_plan(
-    question: _Question, loaded: LoadedModel, task: Task, options: Options, plan: Plan
+    question: Question, loaded: LoadedModel, task: Task, options: Options, plan: Plan
 ) -> StudyPlan:
     error: dict[str, Any] = asdict(question.error_model)  # type: ignore[call-overload]
     dtype, device = str(loaded.dtype).removeprefix("torch."), str(loaded.device)

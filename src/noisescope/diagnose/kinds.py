@@ -1,0 +1,192 @@
+"""The kinds of diagnosis: windows of layers, single operators, single sites.
+
+Each is a list of conditions; how they are measured is in carry_out.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from noisescope.diagnose.carry_out import Options, Question, carry_out
+from noisescope.errors import SelectionError
+from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
+from noisescope.inject.probe import list_sites, resolve_operators
+from noisescope.measure import Condition, layer_windows, window_name
+from noisescope.models import LoadedModel, find_regions
+from noisescope.noise import ErrorModel
+from noisescope.study import Diagnosis
+from noisescope.tasks import Task, encode_task
+
+_PROBE_TOKENS = 16
+
+
+def diagnose_layers(
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    *,
+    window: int = 3,
+    stride: int | None = None,
+    operators: str | Sequence[str] = "core",
+    **options: Any,
+) -> Diagnosis:
+    """Slides a window of noisy layers over the model.
+
+    Args:
+        loaded: The model.
+        task: The samples.
+        error_model: What is added.
+        window: Layers per window.
+        stride: Layers between starts; None: the window.
+        operators: `core`, `all`, or names.
+        options: See `Options`.
+
+    Raises:
+        InputError: Window, stride, draws or batch size out of range, a prompt that does not fit, or
+            a directory that holds something else.
+        SelectionError: An operator that is unknown or that the layers never run.
+        StudyInterrupted: Ctrl-C was pressed; what is measured is kept.
+    """
+    chosen = Options(**options)
+    chosen.plan()
+    step = window if stride is None else stride
+    n_layers = find_regions(loaded.model).n_layers
+    windows = layer_windows(n_layers, window, step)
+    inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
+    wanted = _resolve(operators, inside)
+    conditions = tuple(
+        Condition(
+            window_name(layers),
+            error_model,
+            make_selection(layers=layers, operators=_operators_in(wanted, layers, inside)),
+        )
+        for layers in windows
+    )
+    question = Question(
+        kind="layers",
+        conditions=conditions,
+        error_model=error_model,
+        operators=wanted,
+        config={"window_size": window, "stride": step},
+        scope={"--window": window, "--stride": step},
+        layers={window_name(w): w for w in windows},
+        notes=_uncovered_note(windows, n_layers),
+    )
+    return carry_out(question, loaded, task, chosen)
+
+
+def diagnose_operators(
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    *,
+    operators: str | Sequence[str] = "all",
+    **options: Any,
+) -> Diagnosis:
+    """Perturbs one operator at a time, everywhere in the model; then the core operators, and all.
+
+    Arguments and errors are those of `diagnose_layers`. The most fragile is looked for among the
+    single operators: the two sets hold them, and would win.
+    """
+    chosen = Options(**options)
+    chosen.plan()
+    wanted = _resolve(operators, probe(loaded, task))
+    core = tuple(name for name in CORE_OPERATORS if name in wanted)
+    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
+    if len(wanted) > 1 and not chosen.search:
+        sets |= {"core": core} if core else {}
+        sets |= {"all": wanted}
+    question = Question(
+        kind="operators",
+        conditions=tuple(
+            Condition(name, error_model, make_selection(operators=ops))
+            for name, ops in sets.items()
+        ),
+        error_model=error_model,
+        operators=wanted,
+        config={"sets": {name: list(ops) for name, ops in sets.items()}},
+        scope={},
+        layers={},
+        among=wanted,
+    )
+    return carry_out(question, loaded, task, chosen)
+
+
+def diagnose_sites(
+    loaded: LoadedModel,
+    task: Task,
+    error_model: ErrorModel,
+    *,
+    operators: str | Sequence[str] = "core",
+    **options: Any,
+) -> Diagnosis:
+    """Perturbs one operator of one module at a time: `model.layers.3.mlp.down_proj:linear`.
+
+    Arguments and errors are those of `diagnose_layers`. Calls of one operator in one module, such
+    as the two products of an attention, are one condition.
+    """
+    chosen = Options(**options)
+    chosen.plan()
+    records = probe(loaded, task)
+    wanted = _resolve(operators, records)
+    places = dict.fromkeys(
+        (r.site.region, r.site.module, r.site.operator)
+        for r in records
+        if r.site.operator in wanted
+    )
+    conditions = tuple(
+        Condition(
+            f"{module}:{operator}",
+            error_model,
+            make_selection(layers=region, operators=operator, modules=module),
+        )
+        for region, module, operator in places
+    )
+    question = Question(
+        kind="sites",
+        conditions=conditions,
+        error_model=error_model,
+        operators=wanted,
+        config={},
+        scope={},
+        layers={
+            f"{module}:{operator}": (int(region),)
+            for region, module, operator in places
+            if region.isdigit()
+        },
+    )
+    return carry_out(question, loaded, task, chosen)
+
+
+def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
+    """Lists the sites that the model runs on the beginning of the task's first prompt."""
+    known = loaded.model.get_input_embeddings().num_embeddings
+    first = Task(task.name, task.samples[:1], task.score, task.max_new_tokens)
+    (ids,) = encode_task(first, loaded.tokenizer, loaded.context_length, known)
+    return list_sites(loaded.model, ids[:_PROBE_TOKENS])
+
+
+def _uncovered_note(windows: Sequence[Sequence[int]], n_layers: int) -> tuple[str, ...]:
+    """Says which layers lie in no window, as where the stride is larger than the window."""
+    left = sorted(set(range(n_layers)) - {layer for window in windows for layer in window})
+    return (f"layers in no window: {', '.join(map(str, left))}",) if left else ()
+
+
+def _resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
+    """Returns the operators that are meant, all of which run somewhere."""
+    if not operators:
+        raise SelectionError("operators=[] selects nothing: name some, or give 'core' or 'all'.")
+    return resolve_operators(operators, records)
+
+
+def _operators_in(
+    wanted: Sequence[str], layers: Sequence[int], records: Sequence[SiteRecord]
+) -> tuple[str, ...]:
+    """Returns the wanted operators that run in a window; layers of a hybrid model differ."""
+    there = {r.site.operator for r in records if int(r.site.region) in layers}
+    found = tuple(name for name in wanted if name in there)
+    if not found:
+        raise SelectionError(
+            f"none of {', '.join(wanted)} runs in layers {layers[0]} to {layers[-1]}; "
+            f"there run {', '.join(sorted(there))}. List them with 'noisescope sites MODEL'."
+        )
+    return found

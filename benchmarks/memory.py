@@ -4,8 +4,8 @@
 
 Each case runs in a process of its own. A thread reads the resident memory every 5 ms; what counts
 is its peak, less what was resident when the model had been loaded and its trials had been made. The
-first case is 64 texts of 512 tokens under 8 conditions with a vocabulary of 151,936, whose logits
-would take 334 GiB in float32 all at once; the others are a small model under ever more conditions.
+first case is 64 texts of 512 tokens under 2 conditions with a vocabulary of 151,936, whose logits
+would take 56 GiB in float32 all at once; the others are a small model under ever more conditions.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from noisescope.noise import RelativeGaussian
 from noisescope.tasks import make_task
 
 GIB = 1 << 30
-LARGE = {"hidden": 256, "vocabulary": 151_936, "samples": 64, "tokens": 512, "conditions": 8}
+LARGE = {"hidden": 128, "vocabulary": 151_936, "samples": 64, "tokens": 512, "conditions": 2}
 SMALL = {"hidden": 128, "vocabulary": 1000, "samples": 16, "tokens": 256, "memory_gib": 0.25}
 CONDITIONS = (2, 8, 32, 64)
 
@@ -48,7 +48,10 @@ def main() -> None:
         f"{torch.__version__}, transformers {transformers.__version__}"
     )
     large = LARGE | {"memory_gib": arguments.memory_gib, "threads": arguments.threads}
-    print(f"64 x 512 tokens, vocabulary 151,936, 8 conditions, limit {arguments.memory_gib} GiB:")
+    print(
+        f"{LARGE['samples']} x {LARGE['tokens']} tokens, vocabulary {LARGE['vocabulary']:,}, "
+        f"{LARGE['conditions']} conditions, limit {arguments.memory_gib} GiB:"
+    )
     print(f"  peak {in_a_process(large):.2f} GiB beside the model")
     print(f"16 x 256 tokens, vocabulary 1000, limit {SMALL['memory_gib']} GiB:")
     for count in CONDITIONS:

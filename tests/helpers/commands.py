@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisescope import diagnose
 from noisescope.cli import run
+from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
 
 REPORT = ("result.json", "heatmap.png")
@@ -34,7 +34,7 @@ def write_texts(path: Path, count: int) -> Path:
 
 def in_small_units(monkeypatch, samples: int = 2) -> None:
     """Makes new studies keep their records after every so many samples."""
-    monkeypatch.setattr(diagnose, "samples_per_unit", lambda plan: samples)
+    monkeypatch.setattr(study_of_a_diagnosis, "samples_per_unit", lambda plan: samples)
 
 
 @contextmanager

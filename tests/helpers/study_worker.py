@@ -16,6 +16,7 @@ from noisescope.inject import SiteRecord, Witness
 from noisescope.inject.sites import Site
 from noisescope.measure import CLEAN, Record, Unit, UnitResult
 from noisescope.study import Layout, SampleKey, StudyInterrupted, StudyPlan, open_study
+from noisescope.study.files import explained, replace_file
 
 
 def number(*parts) -> float:
@@ -121,7 +122,12 @@ def carry_out(directory: Path | None, plan: StudyPlan, worker=None, extend=False
     with open_study(directory, plan, extend=extend) as study:
         study.run(worker or FakeWorker(), executor)
         study.finish()
-        study.write("result.json", repr(study.records).encode())
+        if directory is not None:
+            done, total = study.progress
+            with explained(
+                directory / "result.json", f"{done} of {total} units are kept in {directory}"
+            ):
+                replace_file(directory / "result.json", repr(study.records).encode())
         return told(study)
 
 

@@ -11,20 +11,24 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.commands import FINISHED, carry_out, files_of, write_texts
+from helpers.commands import FINISHED, carry_out, files_of, nothing_measured, write_texts
 from helpers.model_dirs import save_model
+
+from noisescope.cli import commands, run
+from noisescope.report import output
+from noisescope.study import Study
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The working directory, with a model and texts for three units."""
     save_model(tmp_path / "llama")
-    write_texts(tmp_path / "many.txt", 130)
+    write_texts(tmp_path / "many.txt", 80)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-GOOD = ["layers", "--model=llama", "--data=many.txt", "--samples=130", "--device=cpu"]
+GOOD = ["layers", "--model=llama", "--data=many.txt", "--samples=80", "--device=cpu"]
 
 
 def subprocess_environment():
@@ -83,7 +87,7 @@ def test_ctrl_c_twice_ends_at_once_and_says_what_is_kept(place):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = "the unit in hand is lost, the others are kept in study: run it again to go on"
+    told = "what was finished is kept in study: run the same command again to go on"
     assert error == f"Interrupted: {told}.\n"
     assert {p.name for p in (place / "study").iterdir()} <= {
         "lock",
@@ -111,6 +115,56 @@ def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, caps
     carry_out(capsys, *GOOD, "--out=study")
     carry_out(capsys, *GOOD, "--out=at-once")
     assert files_of(place / "study", FINISHED) == files_of(place / "at-once", FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("moment", "with_out"),
+    [
+        ("finish", True),
+        ("finish", False),
+        ("draw_heatmap", True),
+        ("print_diagnosis", True),
+        ("print_diagnosis", False),
+    ],
+)
+def test_ctrl_c_after_measuring_says_what_is_kept(place, monkeypatch, capsys, moment, with_out):
+    module = {"finish": Study, "draw_heatmap": output, "print_diagnosis": commands}[moment]
+    words = [*GOOD, "--samples=4"] + (["--out=study"] if with_out else [])
+
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, moment, interrupt)
+        assert run(words) == 130
+    kept = "what was finished is kept in study: run the same command again to go on"
+    assert capsys.readouterr().err == (
+        f"Interrupted: {kept if with_out else 'nothing was written'}.\n"
+    )
+    if with_out:
+        with nothing_measured(monkeypatch):
+            carry_out(capsys, *words)
+        assert set(FINISHED) <= files_of(place / "study").keys()
+
+
+def test_ctrl_c_after_the_result_was_written_says_so(place, monkeypatch, capsys):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "print_diagnosis", interrupt)
+    assert run([*GOOD, "--samples=4", "--result=result.json"]) == 130
+    assert capsys.readouterr().err == "Interrupted: result.json is written.\n"
+    assert (place / "result.json").is_file()
+
+
+def test_ctrl_c_before_a_study_was_begun_says_that_nothing_was_written(place, monkeypatch, capsys):
+    def interrupt(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "load_model", interrupt)
+    (place / "study").mkdir()
+    assert run([*GOOD, "--out=study"]) == 130
+    assert capsys.readouterr().err == "Interrupted: nothing was written.\n"
 
 
 def test_a_closed_pipe_loses_nothing_and_is_no_traceback(place):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import files_of, in_small_units, write_questions
-from helpers.model_dirs import save_model
+from helpers.model_dirs import CHAT_TEMPLATE, save_model
 from helpers.small_models import small_model
 
 from noisescope import InputError, RelativeGaussian, diagnose_layers, load_model, load_task
@@ -152,15 +152,45 @@ def test_what_another_process_cannot_make_has_no_spec(source, options):
     assert recorder.spec is None
 
 
-@pytest.mark.parametrize("what", ["model", "data"])
-def test_other_files_at_the_same_place_are_refused(source, what):
+def other_weights(source):
+    save_model(Path(source["model"]), small_model("llama", seed=1))
+
+
+def other_configuration(source):
+    path = Path(source["model"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-3}))
+
+
+def other_data(source):
+    write_questions(Path(source["data"]), groups=list(range(6)))
+
+
+def other_template(source):
+    (Path(source["model"]) / "chat_template.jinja").write_text(CHAT_TEMPLATE + "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (other_weights, "model .*: its fingerprint"),
+        (other_configuration, "model .*: the fingerprint of its configuration"),
+        (other_data, "data .*: its fingerprint"),
+        (other_template, "tokenizer .*: the prompts' fingerprint"),
+    ],
+)
+def test_other_files_at_the_same_place_are_refused(source, change, what):
     executor = FromSpec()
     carry_out(source, executor=executor)
-    if what == "model":
-        save_model(Path(source["model"]), small_model("llama", seed=1))
-    else:
-        write_questions(Path(source["data"]), groups=list(range(6)))
-    line = f"{what} .*: its fingerprint is sha256:.*, the study's is sha256:.*same files"
+    change(source)
+    line = f"{what} is sha256:.*, the study's is sha256:.*; give every process the same files"
     with pytest.raises(InputError, match=line) as error:
         make_worker(executor.spec)
     assert "\n" not in str(error.value)
+
+
+def test_another_scoring_function_than_the_datas_is_refused(source):
+    recorder = Recorder()
+    carry_out(source, executor=recorder)
+    assert recorder.spec["scoring"]["function"] == "noisescope.tasks.samples.score_answer"
+    with pytest.raises(InputError, match=r"scored by noisescope\..*, the study's by my.score: "):
+        make_worker({**recorder.spec, "scoring": {"function": "my.score", "code": "0a"}})

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,13 +19,16 @@ from helpers.commands import (
     write_texts,
 )
 from helpers.diagnoses import small_task
-from helpers.model_dirs import loaded_small, save_model
+from helpers.model_dirs import CHAT_TEMPLATE, loaded_small, save_model
 from helpers.small_models import small_model
 
 from noisescope import InputError, RelativeGaussian, diagnose_layers
 from noisescope.cli import run
+from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
 from noisescope.report import output, write_report
+from noisescope.study import ENDING, StudyInterrupted
+from noisescope.tasks import make_task
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,20 @@ def test_interrupted_without_a_directory_nothing_is_kept_and_it_is_said(place, m
     said = "2 of 3 units are measured: nothing is kept: give --out to be able to go on"
     assert (told.out, told.err) == ("", f"Interrupted: {said}.\n")
     assert sorted(place.rglob("*")) == before
+
+
+def test_that_it_ends_stays_in_sight_until_it_does(monkeypatch):
+    in_small_units(monkeypatch)
+    loaded, told = loaded_small(), []
+    with interrupted_in_unit(monkeypatch, 2), pytest.raises(StudyInterrupted):
+        diagnose_layers(
+            loaded, small_task(loaded), RelativeGaussian(0.3), window=1,
+            progress=lambda *given: told.append(given),
+        )  # fmt: skip
+    texts = [text for text, _, _ in told]
+    first = texts.index(ENDING)
+    assert set(texts[first:]) == {ENDING}
+    assert {done for _, done, _ in told[first:]} > {1, 2}, "the unit's own progress, too"
 
 
 def test_only_what_is_missing_is_measured(place, monkeypatch, capsys):
@@ -186,7 +204,7 @@ def test_other_margins_judge_again_without_measuring(place, monkeypatch, capsys)
         (["--dtype=bfloat16"], ["--dtype: float32 there, bfloat16 now"]),
         (["--max-new-tokens=2"], ["--max-new-tokens: 3 there, 2 now"]),
         (["--operators=linear"], ["--operators: matmul,linear there, linear now"]),
-        (["--data=texts.txt"], ["sample 0: other content now"]),
+        (["--data=texts.txt"], ["sample 0: other content or prompt now"]),
         (["--model=other"], ["model fingerprint: sha256:", " there, sha256:", " now"]),
         (["--rounding=stochastic"], ["rounding", "nearest there, stochastic now"]),
         (["--samples=2"], ["samples: 6 there, 2 now"]),
@@ -201,6 +219,135 @@ def test_another_question_is_refused_with_both_values(place, capsys, words, part
     line = refusal(capsys, *GOOD, *words, "--out=study")
     assert all(part in line for part in ["study holds", *parts]), line
     assert files_of(place / "study") == before
+
+
+def change_json(path, **changes):
+    """Changes a JSON file; the one that a link points to stays as it is."""
+    entry = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.write_text(json.dumps(entry))
+
+
+def change_template(model):
+    (model / "chat_template.jinja").unlink()
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE + "b")
+
+
+CONFIGURATION = "the model's configuration, end tokens or attention: sha256:"
+CHANGES = {
+    "epsilon": (lambda m: change_json(m / "config.json", rms_norm_eps=1e-3), CONFIGURATION),
+    "end tokens": (
+        lambda m: change_json(m / "generation_config.json", eos_token_id=[2, 7]),
+        CONFIGURATION,
+    ),
+    "chat template": (change_template, "sample 0: other content or prompt now"),
+}
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_with_the_same_weights_is_not_the_same_model(place, capsys, what, extend):
+    """What is changed lies beside the weights."""
+    change, text = CHANGES[what]
+    shutil.copytree(place / "llama", place / "changed")
+    words = [word for word in GOOD if not word.startswith("--model")]
+    carry_out(capsys, *words, "--model=changed", "--out=study")
+    before = files_of(place / "study")
+    result = json.loads(before["result.json"])
+    assert list(result["fingerprints"]) == ["model", "configuration", "data"]
+    change(place / "changed")
+    options = ["--draws=2", "--extend"] if extend else []
+    line = refusal(capsys, *words, "--model=changed", *options, "--out=study")
+    assert text in line
+    assert "model fingerprint" not in line
+    assert files_of(place / "study") == before
+
+
+def test_another_attention_is_another_study(place, tmp_path):
+    noise, out = RelativeGaussian(0.3), tmp_path / "study"
+    loaded = loaded_small()
+    task = small_task(loaded)
+    diagnose_layers(loaded, task, noise, window=1, out=out, memory_gib=1)
+    eager = loaded_small(attn_implementation="eager")
+    eager.model.generation_config.eos_token_id = None
+    with pytest.raises(InputError, match="the model's configuration, end tokens or attention"):
+        diagnose_layers(eager, task, noise, window=1, out=out, memory_gib=1)
+
+
+def test_another_scoring_function_is_another_study(tmp_path):
+    def diagnose(score):
+        task = make_task([{"prompt_ids": (5, 9, 4), "truth": "3"}], score, max_new_tokens=2)
+        return diagnose_layers(loaded, task, RelativeGaussian(0.3), window=1, out=out)
+
+    loaded, out = loaded_small(), tmp_path / "study"
+    diagnose(lambda answer, sample: answer[0] == 3)
+    diagnose(lambda answer, sample: answer[0] == 3)
+    line = r"another study: scoring code: \w{12} there, \w{12} now; give"
+    with pytest.raises(InputError, match=line):
+        diagnose(lambda answer, sample: answer[0] == 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "limits", "said"),
+    [
+        (["--batch-size=1"], (1, 1.0), "1 rows at a time"),
+        (["--memory-gib=0.25"], (4, 0.25), "0.25 GiB"),
+        (["--batch-size=3", "--memory-gib=0.5"], (3, 0.5), "3 rows at a time and 0.5 GiB"),
+        (["--batch-size=4", "--memory-gib=1"], (4, 1.0), None),
+        (["--batch-size=8", "--memory-gib=2"], (4, 1.0), None),
+        ([], (4, 1.0), None),
+    ],
+)
+def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words, limits, said):
+    begun = [*GOOD, "--batch-size=4", "--out=study"]
+    with interrupted_in_unit(monkeypatch, 1):
+        assert run(begun) == 130
+    manifest = (place / "study" / "manifest.json").read_bytes()
+    plans, start = [], Worker.__init__
+
+    def see(worker, loaded, task, plan, spec, tell):
+        plans.append((plan.batch_size, plan.memory_gib))
+        assert (spec["rows_per_batch"], spec["memory_gib"]) == plans[-1]
+        start(worker, loaded, task, plan, spec, tell)
+
+    capsys.readouterr()
+    goes_on = [word for word in GOOD if not word.startswith("--memory")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "__init__", see)
+        assert run([*goes_on, *words, "--out=study"]) == 0
+    assert plans == [limits]
+    line = (
+        f"Warning: the study goes on with at most {said}, less than it was begun with: figures "
+        "may change by rounding\n"
+    )
+    assert capsys.readouterr().err == ("" if said is None else line)
+    assert (place / "study" / "manifest.json").read_bytes() == manifest
+    with nothing_measured(monkeypatch):
+        carry_out(capsys, *goes_on, *words, "--out=study")
+
+
+def test_many_draws_are_many_units(place, monkeypatch, capsys):
+    monkeypatch.setattr(study_of_a_diagnosis, "_MOST_ROWS", 6)
+    units, measure = [], Worker.__call__
+
+    def see(worker, unit):
+        units.append(unit)
+        return measure(worker, unit)
+
+    monkeypatch.setattr(Worker, "__call__", see)
+    carry_out(capsys, *GOOD, "--samples=2", "--draws=3", "--out=study")
+    carry_out(capsys, *GOOD, "--samples=2", "--draws=5", "--out=study", "--extend")
+    assert [(u.samples, u.draws, u.with_clean) for u in units] == [
+        (("0", "1"), (0, 1), True),
+        (("0", "1"), (2,), False),
+        (("0", "1"), (3, 4), False),
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    carry_out(capsys, *GOOD, "--samples=2", "--draws=5", "--out=at-once")
+    assert_equal_in_numbers(kl_of(place / "study"), kl_of(place / "at-once"))
+    layout = json.loads((place / "at-once" / "manifest.json").read_text())["plan"]["layout"]
+    assert layout["draws_per_unit"] == 256 // 3
 
 
 def test_a_report_that_cannot_be_written_loses_nothing(place, monkeypatch, capsys):
@@ -279,4 +426,4 @@ def test_groups_in_the_data_reach_records_and_result(place, capsys):
     assert "few sources of questions: 4" in caution["study"]
     assert "few questions: 6" in caution["apart"]
     line = refusal(capsys, *GOOD, f"--data={grouped}", "--out=apart")
-    assert "sample 0: other content now" in line
+    assert "sample 0: other content or prompt now" in line

@@ -152,9 +152,10 @@ def test_an_error_is_one_line(error, status, line, monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
-def test_a_defect_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(commands, "load_model", raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
+def test_a_defect_of_ours_is_not_hidden(error, monkeypatch):
+    monkeypatch.setattr(commands, "load_model", raising(error("shapes do not fit")))
+    with pytest.raises(error, match="shapes do not fit"):
         run(["sites", "x"])
 
 

@@ -28,7 +28,8 @@ class Interval:
         mean: The estimate; NaN without data.
         low: Lower bound; NaN where the data cannot give one.
         high: Upper bound, likewise.
-        degrees: Degrees of freedom by Satterthwaite; NaN where there is no interval.
+        degrees: Degrees of freedom by Satterthwaite; NaN where there is no interval. The bounds of
+            summaries use wider critical values where draws are few.
         includes_draws: Whether the interval covers the variance between draws; with one draw it
             speaks of this realisation of the noise only.
         caution: Why it may cover less or more than it says, as a sentence; empty without a doubt.

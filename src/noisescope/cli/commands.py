@@ -21,6 +21,7 @@ from noisescope.study import (
     Diagnosis,
     Margins,
     StudyInterrupted,
+    is_study,
     make_diagnosis,
     read_study,
 )
@@ -209,7 +210,6 @@ def _diagnose(diagnose: Callable[..., Diagnosis], given: dict[str, Any], shape: 
     error_model = make_error_model(given["error_type"], given["noise_scale"], given["rounding"])
     o.check_names(given["operators"])
     task = load_task(given["data"], given["samples"], max_new_tokens=given["max_new_tokens"])
-    loaded = _load(*(given[name] for name in _SOURCE[:5]))
     chosen = {
         name: given[name]
         for name in ("operators", "draws", "seed", "batch_size", "memory_gib", "extend", "search")
@@ -218,25 +218,27 @@ def _diagnose(diagnose: Callable[..., Diagnosis], given: dict[str, Any], shape: 
     source = {name: given[name] for name in _SOURCE}
     for name in ("model", "tokenizer", "data"):  # another process has another working directory
         source[name] = given[name] and str(Path(given[name]).absolute())
-    with progress_bar(Console(stderr=True)) as tell, _interrupts_told(out):
-        diagnosis = diagnose(
-            loaded,
-            task,
-            error_model,
-            **shape,
-            **chosen,
-            margins=margins,
-            out=out,
-            source=source,
-            progress=tell,
-        )
-    # Neither a closed pipe nor a full disk may lose what an hour has measured.
-    try:
-        written = _write(diagnosis, out, result)
-    finally:
-        print_diagnosis(Console(), diagnosis)
-    for line in written:
-        typer.echo(line)
+    with _interrupts_told(out, result):
+        loaded = _load(*(given[name] for name in _SOURCE[:5]))
+        with progress_bar(Console(stderr=True)) as tell:
+            diagnosis = diagnose(
+                loaded,
+                task,
+                error_model,
+                **shape,
+                **chosen,
+                margins=margins,
+                out=out,
+                source=source,
+                progress=tell,
+            )
+        # Neither a closed pipe nor a full disk may lose what an hour has measured.
+        try:
+            written = _write(diagnosis, out, result)
+        finally:
+            print_diagnosis(Console(), diagnosis)
+        for line in written:
+            typer.echo(line)
 
 
 def _load(
@@ -250,17 +252,19 @@ def _load(
 
 
 @contextmanager
-def _interrupts_told(out: Path | None) -> Iterator[None]:
+def _interrupts_told(out: Path | None, result: Path | None) -> Iterator[None]:
     """Turns Ctrl-C into what the user should know: what is kept, and how to go on."""
     try:
         yield
     except StudyInterrupted as end:
         raise Interrupted(f"Interrupted: {end}.") from None
     except KeyboardInterrupt:
-        kept = "nothing was written"
-        if out is not None and out.is_dir():
-            kept = f"the unit in hand is lost, the others are kept in {out}: run it again to go on"
-        raise Interrupted(f"Interrupted: {kept}.") from None
+        kept = []
+        if result is not None and result.exists():  # it was not there before
+            kept.append(f"{result} is written")
+        if out is not None and is_study(out):
+            kept.append(f"what was finished is kept in {out}: run the same command again to go on")
+        raise Interrupted(f"Interrupted: {'; '.join(kept) or 'nothing was written'}.") from None
 
 
 def _write(diagnosis: Diagnosis, out: Path | None, result: Path | None) -> list[str]:

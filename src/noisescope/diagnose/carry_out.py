@@ -2,19 +2,21 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from noisescope.analyse import Round
-from noisescope.errors import DoseWarning, InputError, NoisescopeError
+from noisescope.errors import DoseWarning, InputError, NoisescopeError, NoisescopeWarning
 from noisescope.measure import Condition, Plan, Progress, Record, Unit, Worker, samples_per_unit
 from noisescope.measure.attest import weak_dose_note
 from noisescope.measure.memory import default_gib
+from noisescope.measure.run import ROWS_PER_UNIT
 from noisescope.measure.steps import end_tokens
 from noisescope.models import LoadedModel
 from noisescope.noise import ErrorModel
 from noisescope.study import (
+    ENDING,
     Diagnosis,
     Executor,
     Layout,
@@ -23,15 +25,19 @@ from noisescope.study import (
     StudyPlan,
     conditions_json,
     discard,
+    fingerprints_of,
     make_diagnosis,
     make_units,
     next_step,
     open_study,
     sample_keys,
+    scoring_of,
     worker_spec,
 )
 from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, uses_plain_prompt
 from noisescope.versions import versions
+
+# Of a unit: nothing of it is kept before all of it is measured.
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,10 @@ class Options:
     Attributes:
         draws: Realisations of the noise per condition.
         seed: First key word of the random numbers.
-        batch_size: Rows that run together; None: by memory.
-        memory_gib: Memory that measuring may take beside the model; None: half of what is free.
+        batch_size: Rows that run together; None: by memory. A study that goes on takes the smaller
+            of this and its own.
+        memory_gib: Memory that measuring may take beside the model; None: half of what is free. A
+            study that goes on takes the smaller of this and its own.
         margins: The losses that are still no harm.
         out: Directory of the study; None: it is kept in memory only.
         extend: Whether samples, draws and conditions may be added to a study that is there.
@@ -141,23 +149,24 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
 def _measure(
     study: Study, question: Question, loaded: LoadedModel, task: Task, options: Options
 ) -> None:
-    layout = study.plan.layout
+    asked = _within_limits(study.plan, options)
     plan = Plan(
         question.conditions,
         options.draws,
         options.seed,
-        layout.rows_per_batch,
-        layout.memory_gib,
-        generates=study.plan.generates,
+        asked.layout.rows_per_batch,
+        asked.layout.memory_gib,
+        generates=asked.generates,
     )
     progress = options.progress
 
     def tell(what: str, share: float) -> None:
         if progress is not None:
             done, total = study.progress
-            progress(what, done + share, total)
+            progress(ENDING if study.is_ending else what, done + share, total)
 
-    worker = Worker(loaded, task, plan, worker_spec(study.plan, options.source), tell)
+    spec = worker_spec(asked, options.source)
+    worker = Worker(loaded, task, plan, spec, tell, arrived=_arrived(study))
     if not study.plan.is_adaptive:
         study.run(worker, options.executor, options.progress)
         return
@@ -166,6 +175,34 @@ def _measure(
         return _round_units(study.plan, records)
 
     study.run_rounds(worker, next_units, options.executor, options.progress)
+
+
+def _within_limits(plan: StudyPlan, options: Options) -> StudyPlan:
+    """Returns a study's plan with no more rows and memory than are given now.
+
+    Warns where that is less than the study was begun with.
+    """
+    layout, limits = plan.layout, []
+    rows, gib = layout.rows_per_batch, layout.memory_gib
+    if options.batch_size is not None and (rows is None or options.batch_size < rows):
+        rows = options.batch_size
+        limits.append(f"{rows} rows at a time")
+    if options.memory_gib is not None and (gib is None or options.memory_gib < gib):
+        gib = options.memory_gib
+        limits.append(f"{gib:g} GiB")
+    if limits:
+        warnings.warn(
+            f"the study goes on with at most {' and '.join(limits)}, less than it was begun with: "
+            "figures may change by rounding",
+            NoisescopeWarning,
+            stacklevel=6,
+        )
+    return replace(plan, layout=replace(layout, rows_per_batch=rows, memory_gib=gib))
+
+
+def _arrived(study: Study) -> list[str]:
+    """Returns the conditions of which units are kept: their noise was seen to arrive."""
+    return [name for name, witness in study.witnesses.items() if witness.records]
 
 
 def _round_units(plan: StudyPlan, records: Sequence[Record]) -> list[Unit]:
@@ -201,11 +238,12 @@ def _study_plan(
         conditions=conditions_json(question.conditions),
         draws=options.draws,
         seed=options.seed,
-        samples=sample_keys(task),
+        samples=sample_keys(task, loaded.tokenizer),
         layout=Layout(
             samples_per_unit(plan),
             options.batch_size,
-            options.memory_gib or round(default_gib(loaded.model.device), 3),
+            options.memory_gib or round(default_gib(loaded.model), 3),
+            max(1, ROWS_PER_UNIT // len(question.conditions)),
         ),
         settings={
             "error model": type(question.error_model).__name__,
@@ -214,9 +252,10 @@ def _study_plan(
             "--dtype": dtype,
             "--device": device,
             "--max-new-tokens": max_new_tokens,
+            "scoring": scoring_of(task),
         },
         scope=question.scope,
-        fingerprints={"model": loaded.fingerprint, "data": task.fingerprint},
+        fingerprints=fingerprints_of(loaded, task),
         versions=versions(),
         generates=plan.generates and task.is_generative,
         is_adaptive=options.search,

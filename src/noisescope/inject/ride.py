@@ -336,8 +336,11 @@ def _rows_of(
         return arguments[0], dict(arguments[1])
 
     def cut(value: Any) -> Any:
-        is_batched = isinstance(value, Tensor) and value.dim() == 4 and value.shape[0] == batch
-        return value[begin:end] if is_batched else value
+        if not isinstance(value, Tensor) or value.dim() < 3:
+            return value
+        if value.shape[0] not in (1, batch):
+            raise RideError(f"attention over {list(value.shape)} is not of a batch of {batch}")
+        return value[begin:end] if value.shape[0] == batch else value
 
     args, kwargs = arguments
     return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from noisescope.errors import DoseError
-from noisescope.inject import Session, Witness
+from noisescope.inject import Session, Witness, coverage_table
 from noisescope.inject.session import check_fired
 from noisescope.records import CLEAN, Record
 
@@ -38,6 +38,7 @@ def measurement_notes(
     """Returns what the user should hear of a measurement, one line each."""
     notes = (
         weak_dose_note(witnesses),
+        lost_operators_note(witnesses),
         not_finite_note(records),
         cut_note(records, max_new_tokens),
         close_call_note(records),
@@ -55,6 +56,15 @@ def weak_dose_note(witnesses: Mapping[str, Witness]) -> str | None:
         f"under half of the noise arrived in {_few(list(weak))} ({worst}: {weak[worst]}), rounding "
         f"erased it: {_ADVICE}"
     )
+
+
+def lost_operators_note(witnesses: Mapping[str, Witness]) -> str | None:
+    """Returns one line about operators that received none of their noise anywhere, or None."""
+    rows = coverage_table([r for witness in witnesses.values() for r in witness.records])
+    lost = [row.operator for row in rows if row.perturbed and row.dose.is_all_lost]
+    if not lost:
+        return None
+    return f"no noise arrived in any {' or '.join(lost)}: rounding erased all of it; {_ADVICE}"
 
 
 def not_finite_note(records: Sequence[Record]) -> str | None:

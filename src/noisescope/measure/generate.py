@@ -67,11 +67,15 @@ class Limits:
         context_length: The most positions the model takes; None: not limited. An answer fills what
             its prompt leaves of it; its last token may lie one beyond.
         rows: The most rows of a batch.
+        prompt_rows: The most rows of a pass over prompts.
+        is_by_prompt: Whether rows of different prompts are kept apart.
     """
 
     max_new_tokens: int
     context_length: int | None = None
     rows: int = 1 << 30
+    prompt_rows: int = 1 << 30
+    is_by_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,15 +203,17 @@ class _Decoder:
 
     def _take_in(self, batch: _Batch | None) -> _Batch:
         """Returns the batch with as many new prompts as there is room for, if any wait."""
-        each = len(self._boardings) + self._has_clean_rows_apart
+        limits, each = self._limits, len(self._boardings) + self._has_clean_rows_apart
         held = 0 if batch is None else len(batch.rows)
-        free = max(0, self._limits.rows - held) // each
+        free = max(0, limits.rows - held) // each
+        wave = 1 if limits.is_by_prompt else max(1, min(free, limits.prompt_rows // each))
         if batch is None:
-            return self._prefill(max(1, free))
+            return self._prefill(wave)
         # A wave costs a pass over its prompts: not for a row or two.
-        if not self._waiting or 4 * free * each < self._limits.rows or not is_joinable(batch.cache):
+        is_worth_it = 4 * free * each >= limits.rows and not limits.is_by_prompt
+        if not self._waiting or not is_worth_it or not is_joinable(batch.cache):
             return batch
-        return self._joined(batch, self._prefill(free))
+        return self._joined(batch, self._prefill(wave))
 
     def _prefill(self, count: int) -> _Batch:
         """Runs the next prompts, the clean rows alone as far as all share them."""

@@ -3,6 +3,7 @@
 An estimate, on the safe side; where memory runs out after all, the rows are halved.
 """
 
+import math
 from typing import Any
 
 import psutil
@@ -23,19 +24,33 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def default_gib(device: torch.device) -> float:
-    """Returns the memory that measuring takes where no limit is given."""
-    return _SHARE_OF_FREE * free_bytes(device) / GIB
+def default_gib(model: Any) -> float:
+    """Returns the memory that measuring takes where no limit is given, by the fullest device.
+
+    Down to a power of two: batches, and with them the last digits of figures, are then the same
+    from run to run, though never quite as much is free.
+    """
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
+    gib = _SHARE_OF_FREE * min(map(free_bytes, devices or {torch.device("cpu")})) / GIB
+    return float(2.0 ** math.floor(math.log2(max(gib, 2.0**-10))))
 
 
-def rows_of_scoring(model: Any, tokens: int, gib: float) -> int:
-    """Returns the most rows of so many tokens that go up through the layers together."""
+def rows_of_scoring(model: Any, tokens: int, gib: float, has_logits: bool = False) -> int:
+    """Returns the most rows of so many tokens that go up through the layers together.
+
+    Args:
+        model: The model.
+        tokens: Of the longest row.
+        gib: What a pass may take.
+        has_logits: Whether the pass makes the logits of every token, too.
+    """
     shape = _shape(model)
     width = 8 * shape["hidden"] + 4 * shape["inner"] + 6 * shape["heads"] * shape["head_width"]
     # Attention in steps, in float32: scores, masked scores, probabilities and noisy ones, and what
     # is counted of them in float64. With 4 copies, 0.40 GiB were taken where 0.25 were allowed.
     attention = 4 * 10 * shape["heads"] * tokens
-    each = tokens * (width * _item_size(model) + attention)
+    logits = 2 * shape["vocabulary"] if has_logits else 0
+    each = tokens * ((width + logits) * _item_size(model) + attention)
     return _rows(gib, each, tokens)
 
 
@@ -44,7 +59,9 @@ def rows_of_decoding(model: Any, tokens: int, gib: float) -> int:
     shape = _shape(model)
     cached = 2 * shape["layers"] * shape["kv_heads"] * shape["head_width"] * _item_size(model)
     # Each step appends to the cache by copying a layer of it, and rows are dropped by copying.
-    each = 2 * tokens * cached + 12 * shape["vocabulary"]
+    # One token's attention in steps reads the keys and values of all heads in float32.
+    attention = 4 * tokens * shape["heads"] * (2 * shape["head_width"] + 10)
+    each = 2 * tokens * cached + attention + 12 * shape["vocabulary"]
     return _rows(gib, each, 1)
 
 

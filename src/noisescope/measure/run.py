@@ -13,8 +13,8 @@ from noisescope.models import LoadedModel
 from noisescope.records import CLEAN, Record
 from noisescope.tasks import Task
 
-_MOST_SAMPLES = 64
-_ROWS_PER_UNIT = 512
+_MOST_SAMPLES = 32
+ROWS_PER_UNIT = 256
 
 
 def measure(
@@ -52,7 +52,7 @@ def measure(
 def samples_per_unit(plan: Plan) -> int:
     """Returns how many samples make a unit: enough for a good batch, not too many to wait for."""
     riders = 1 + len(plan.conditions) * plan.draws
-    return max(1, min(_MOST_SAMPLES, _ROWS_PER_UNIT // riders))
+    return max(1, min(_MOST_SAMPLES, ROWS_PER_UNIT // riders))
 
 
 def make_units(plan: Plan, samples: Sequence[str]) -> list[Unit]:

@@ -141,7 +141,7 @@ def _groups(
     shared.sort(key=lambda n: apart.first_region(everyone[n].session))
     for begin in range(0, max(1, len(shared)), max(1, size)):
         yield [0, *shared[begin : begin + size]]
-    yield from ([n] for n in noisy if n not in shared)
+    yield from ([n] for n in sorted(set(noisy) - set(shared)))
 
 
 def _states(apart: TakenApart, sequences: Sequences, group: Sequence[Rider]) -> list[Tensor]:

@@ -28,7 +28,8 @@ def best_tokens(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     best_R1 = logits_RV.gather(1, token_R[:, None])
     second_R = logits_RV.scatter(1, token_R[:, None], -torch.inf).amax(dim=-1)
     steps = _ROUNDING_STEPS.get(logits_RV.dtype, _ROUNDING_STEPS_OF_HALVES)
-    size_R = logits_RV.abs().amax(dim=-1).float()
+    # Models that forbid a token give it minus infinity, which is no size.
+    size_R = logits_RV.abs().masked_fill(logits_RV.isinf(), 0.0).amax(dim=-1).float()
     gap_R = best_R1[:, 0].float() - second_R.float()
     return token_R, (gap_R <= steps * torch.finfo(logits_RV.dtype).eps * size_R).long()
 

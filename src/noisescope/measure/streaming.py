@@ -81,11 +81,11 @@ def find_halves(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Halves | N
         halves = Halves(model, name)
         try:
             apart = halves.logits(halves.states(ids_BT, mask_BT).flatten(0, 1))
+            apart_BTV = apart.to(whole_BTV.device).reshape_as(whole_BTV)
         except (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError):
             continue  # this module is not where the model can be cut
-        if apart.shape == whole_BTV.flatten(0, 1).shape and is_close(
-            apart.reshape_as(whole_BTV)[mask_BT.bool()], whole_BTV[mask_BT.bool()]
-        ):
+        is_token_BT = mask_BT.bool().to(whole_BTV.device)
+        if is_close(apart_BTV[is_token_BT], whole_BTV[is_token_BT]):
             return halves
     return None
 

@@ -5,7 +5,7 @@ a plainer way, one condition after the other, and the user hears of it.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ from noisescope.models import find_regions
 
 # What runs inside the experts of a mixture.
 _EXPERT_OPERATORS = frozenset(OPERATORS) - {"softmax", "layer_norm", "rms_norm", "embedding"}
+_LENGTH_ROPES = ("dynamic", "longrope")
 _TRIAL_ERRORS = (
     RideError,
     RuntimeError,
@@ -100,6 +101,17 @@ class TakenApart:
         """What the model runs, as a short text has shown."""
         return list_sites(self.model, self._probe[0][0].tolist())
 
+    @property
+    def minds_length(self) -> bool:
+        """Whether a row's values depend on the longest row of its batch.
+
+        Rotary embeddings that change with the length take it from the batch.
+        """
+        config = self.model.config
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        return any(kind in _LENGTH_ROPES for kind in _rope_kinds(rope))
+
     def is_shared(self, session: Session | None) -> bool:
         """Tells whether a condition can ride with others."""
         if session is None:
@@ -150,6 +162,14 @@ class TakenApart:
         expected = [clean[mask], alone[mask]] + [clean[mask]] * (len(growth.aboard) - 1)
         is_same = len(blocks) == len(expected) and all(map(is_close, blocks, expected))
         return entries if is_same else None
+
+
+def _rope_kinds(rope: Any) -> Iterator[str]:
+    """Yields the kinds of rotary embeddings in a configuration, one for all layers or per type."""
+    if isinstance(rope, Mapping):
+        yield str(rope.get("rope_type", rope.get("type", "")))
+        for inner in rope.values():
+            yield from _rope_kinds(inner)
 
 
 def _scored(mask_BT: Tensor, output: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ attempt has counted is forgotten.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ PLAIN_NOTE = (
     "result, only later"
 )
 MEMORY_NOTE = "memory ran out: batches were halved, which changes figures by rounding at most"
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 _LOGITS_SHARE = 8
 # Of a unit that generates, for its progress alone.
 _SCORING_SHARE = 0.25
@@ -45,6 +45,8 @@ class Worker:
         plan: The conditions and the seed.
         spec: From which another process can make the same worker; None: it cannot.
         tell: Told what runs, and the share of the unit that is done.
+        arrived: Conditions of which noise is known to arrive; the others are checked at their
+            first unit.
 
     Raises:
         InputError: The model predicts no next token, or a prompt does not fit it.
@@ -58,6 +60,7 @@ class Worker:
         plan: Plan,
         spec: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
+        arrived: Iterable[str] = (),
     ) -> None:
         self._loaded, self._task, self._plan, self.spec = loaded, task, plan, spec
         self._tell = tell
@@ -67,9 +70,11 @@ class Worker:
             c.name: Session(loaded.model, c.error_model, c.selection, plan.seed, attest=False)
             for c in plan.conditions
         }
-        self._gib = plan.memory_gib or default_gib(loaded.model.device)
+        self._gib = plan.memory_gib or default_gib(loaded.model)
         self._apart = TakenApart(loaded.model)
-        self._arrived: set[str] = set()
+        self._arrived = set(arrived)
+        self._is_told = False
+        self._smallest_pass = 0
         self._halvings = 0
         self._is_plain = False
 
@@ -85,34 +90,46 @@ class Worker:
             SelectionError: A condition's selection never fired.
             DoseError: Rounding erased all of a condition's noise.
         """
+        # Afresh for every unit, or a unit would depend on those before it.
+        self._halvings, self._is_plain = 0, False
         while True:
             for name in unit.conditions:
                 self._sessions[name].forget()
             try:
                 return self._measure(unit)
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:  # torch's own are RuntimeErrors
                 self._make_smaller(error)
 
-    def _make_smaller(self, error: BaseException) -> None:
-        """Prepares a plainer attempt, or raises the error where there is none."""
+    def _make_smaller(self, error: RuntimeError | MemoryError) -> None:
+        """Prepares a plainer attempt, or raises where there is none."""
         if isinstance(error, RideError) and not self._is_plain:
             self._is_plain = True
             return
-        if not _is_out_of_memory(error) or self._rows(1) == 1:
+        if not _is_out_of_memory(error):
             raise error
-        if not self._halvings:
+        if self._smallest_pass <= 1:
+            raise InputError(
+                "memory ran out with one row at a time: give shorter samples, a smaller "
+                "--max-new-tokens, --dtype bfloat16, or a device with more memory"
+            ) from error
+        if not self._is_told:
             warnings.warn(MEMORY_NOTE, NoisescopeWarning, stacklevel=4)
+            self._is_told = True
         self._halvings += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _rows(self, tokens: int, is_decoding: bool = False) -> int:
         """Returns the most rows of a pass."""
-        estimate = rows_of_decoding if is_decoding else rows_of_scoring
-        rows = estimate(self._loaded.model, tokens, self._gib)
+        model = self._loaded.model
+        if is_decoding:
+            rows = rows_of_decoding(model, tokens, self._gib)
+        else:
+            rows = rows_of_scoring(model, tokens, self._gib, self._apart.halves is None)
         if self._plan.batch_size is not None:
             rows = min(rows, self._plan.batch_size)
-        return max(1, rows >> self._halvings)
+        self._smallest_pass = max(1, rows >> self._halvings)
+        return self._smallest_pass
 
     # Measuring.
 
@@ -130,9 +147,10 @@ class Worker:
                 given = answers[n] if n < len(answers) else None
                 records += self._records(unit, rider, scores[n], given)
         witnesses = {name: self._sessions[name].witness for name in unit.conditions}
-        for name in set(unit.conditions) - self._arrived:
-            check_arrived(name, self._sessions[name])
-            self._arrived.add(name)
+        for name in unit.conditions:
+            if name not in self._arrived:
+                check_arrived(name, self._sessions[name])
+                self._arrived.add(name)
         notes = [PLAIN_NOTE] if riders and not self._is_shared else []
         notes += [MEMORY_NOTE] if self._halvings else []
         return UnitResult(unit.name, tuple(records), witnesses, tuple(notes))
@@ -152,12 +170,14 @@ class Worker:
         limits = Limits(
             self._task.max_new_tokens,
             self._loaded.context_length,
-            self._rows(longest, is_decoding=True),
+            rows=self._rows(longest, is_decoding=True),
+            prompt_rows=self._rows(max(len(p.ids) for p in prompts)),
+            is_by_prompt=self._apart.minds_length,
         )
         everyone = [Rider(CLEAN, None), *riders]
         found: dict[int, list[Answer]] = {}
         whole = len(everyone) / (1 - _SCORING_SHARE)
-        for group in self._parties(everyone, limits.rows):
+        for group in self._parties(everyone, min(limits.rows, limits.prompt_rows)):
             boardings = [
                 Boarding(everyone[n], self._apart.first_region(everyone[n].session)) for n in group
             ]
@@ -195,6 +215,7 @@ class Worker:
         lengths = [len(s) + len(c) for s, c in zip(starts, continuations, strict=True)]
         rows = self._rows(max(lengths))
         block = max(1, rows // (1 if self._is_plain else 1 + len(riders)))
+        block = 1 if self._apart.minds_length else block
         # Neighbours in length pad each other little.
         order = sorted(range(len(prompts)), key=lambda n: lengths[n])
         before = 0.0 if answers is None else 1 - _SCORING_SHARE

@@ -1,16 +1,31 @@
-"""A name for a model's weights, so that two results can be known to stem from the same numbers.
+"""Names for a model's weights and its configuration, so that results can be known to share them.
 
-It covers the tensors as loaded, not the files: the same weights from other shards, or under another
-directory, keep their fingerprint; the same weights in another dtype do not.
+The first covers the tensors as loaded, not the files: the same weights from other shards, or under
+another directory, keep their fingerprint; the same weights in another dtype do not. The second
+covers what is computed with them: rotary angles, epsilons, end tokens, the attention in use.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 _CHUNK_ELEMENTS = 1 << 24
+# What says where a configuration came from, and what the library keeps in it for itself. The dtype
+# is a setting of its own, and the attention in use is added by name.
+_NOT_COMPUTED_WITH = (
+    "_attn",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -29,6 +44,39 @@ def fingerprint(model: nn.Module) -> str:
         for piece in _pieces(value):
             digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
+
+
+def configuration_fingerprint(model: Any, end_tokens: Iterable[int]) -> str:
+    """Returns ``"sha256:<hex>"`` over what a model computes with beside its weights.
+
+    Args:
+        model: A Hugging Face model.
+        end_tokens: The tokens that end an answer.
+    """
+    text_config = model.config.get_text_config()
+    attentions = [getattr(c, "_attn_implementation", None) for c in (model.config, text_config)]
+    told = {
+        "class": type(model).__qualname__,
+        "configuration": _plain(model.config.to_dict()),
+        "end tokens": sorted(end_tokens),
+        "attention": _plain(attentions),
+    }
+    return f"sha256:{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}"
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of a configuration as JSON takes it, without what nothing depends on."""
+    if isinstance(value, Mapping):
+        named = ((str(name), inner) for name, inner in value.items())
+        return {n: _plain(inner) for n, inner in named if not n.startswith(_NOT_COMPUTED_WITH)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    # The text of an object may hold its address, which is another one in each process.
+    return str(value) if isinstance(value, torch.dtype) else type(value).__qualname__
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from noisescope.analyse import Interval, Summary
 from noisescope.inject import Dose
 from noisescope.study import Diagnosis
+from noisescope.study.searched import GIVEN_UP
 
 GAP = 2
 _BAR_WIDTHS = (6, 24)  # narrowest and widest
@@ -71,7 +72,8 @@ def estimate_text(interval: Interval) -> str:
     if interval.mean == 0 and not interval.is_known:
         return "0"
     if not interval.is_known:
-        return f"{number_text(interval.mean)} [too few data]"
+        why = "given up" if interval.caution == GIVEN_UP else "too few data"
+        return f"{number_text(interval.mean)} [{why}]"
     return f"{number_text(interval.mean)} [{max(0.0, interval.low):.2g}, {interval.high:.2g}]"
 
 

@@ -4,6 +4,7 @@ Names from models, paths and data are printed as plain text, never as markup.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,28 +30,45 @@ from noisescope.study import Diagnosis, StudyState
 
 _MOST_NAMED = 3
 _ROWS_LOST = "row"
+_LINE_EVERY_S = 15.0
 _SETTLED = ("harmful", "harmless")
 
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Tell]:
-    """Shows what runs, how much is done and the time left; yields what to tell it."""
+    """Shows what runs, how much is done and the time left; yields what to tell it.
+
+    Into a file or a pipe goes a line now and then, as a bar would write only its remains.
+    """
+    if not console.is_terminal:
+        yield _line_now_and_then(console)
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
+        TextColumn("units"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    # Into a file or a pipe a bar would write only its remains.
-    is_off = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_off) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         running = bar.add_task("starting", total=None)
 
         def tell(what: str, done: float, total: int) -> None:
             bar.update(running, description=what, completed=done, total=total)
 
         yield tell
+
+
+def _line_now_and_then(console: Console) -> Tell:
+    told_at = [time.monotonic()]
+
+    def tell(what: str, done: float, total: int) -> None:
+        if time.monotonic() - told_at[0] >= _LINE_EVERY_S:
+            told_at[0] = time.monotonic()
+            console.print(plain(f"{done:.1f} of {total} units measured; {what}"))
+
+    return tell
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
@@ -98,10 +116,14 @@ def _headline(diagnosis: Diagnosis) -> Text:
         if math.isnan(diagnosis.baseline_accuracy)
         else f"clean accuracy {diagnosis.baseline_accuracy:.1%}"
     )
+    begun = len({r.sample for r in diagnosis.records})
+    samples = _counted(len(plan.samples), "sample")
+    if begun < len(plan.samples):
+        samples = f"{begun} of {samples} so far"
     return plain(
         f"{Path(config['model']).name} ({config['dtype']}, {config['device']}), "
         f"{config['error_model']} {config['noise_scale'] or 0:g} on "
-        f"{', '.join(config['operators'])}; {_counted(len(plan.samples), 'sample')}, "
+        f"{', '.join(config['operators'])}; {samples}, "
         f"{_counted(plan.draws, 'draw')}, seed {plan.seed}; {baseline}"
     )
 

@@ -3,8 +3,9 @@
 from noisescope.study.diagnosis import Diagnosis, Margins, make_diagnosis
 from noisescope.study.discard import discard
 from noisescope.study.executor import Executor, InProcess, Worker
-from noisescope.study.interrupt import StudyInterrupted
-from noisescope.study.opening import check_directory, open_study
+from noisescope.study.identity import fingerprints_of, scoring_of
+from noisescope.study.interrupt import ENDING, StudyInterrupted
+from noisescope.study.opening import check_directory, is_study, open_study
 from noisescope.study.plan import (
     Layout,
     SampleKey,
@@ -19,6 +20,7 @@ from noisescope.study.study import Study
 from noisescope.study.units import make_units
 
 __all__ = [
+    "ENDING",
     "Diagnosis",
     "Executor",
     "InProcess",
@@ -33,6 +35,8 @@ __all__ = [
     "check_directory",
     "conditions_json",
     "discard",
+    "fingerprints_of",
+    "is_study",
     "make_diagnosis",
     "make_units",
     "make_worker",
@@ -40,5 +44,6 @@ __all__ = [
     "open_study",
     "read_study",
     "sample_keys",
+    "scoring_of",
     "worker_spec",
 ]

@@ -13,6 +13,12 @@ from noisescope.study.plan import StudyPlan
 # Numbers of another version may differ, so records of two versions are not mixed. The others that
 # a manifest names (Python, and what only writes files) change no number.
 NUMERIC_PACKAGES = ("noisescope", "torch", "transformers", "numpy", "numba", "tokenizers")
+# What a fingerprint is of, in the user's words.
+_FINGERPRINTS = {
+    "model": "model fingerprint",
+    "configuration": "the model's configuration, end tokens or attention",
+    "data": "data fingerprint",
+}
 _MOST_NAMED = 4
 _MOST_SHOWN, _DIGEST_SHOWN = 60, 19  # characters
 
@@ -38,7 +44,7 @@ def compare_plans(there: StudyPlan, now: StudyPlan) -> Differences:
     changed = [
         *_compare("", _whole(there), _whole(now)),
         *_compare("", there.settings, now.settings),
-        *_compare(" fingerprint", *_fingerprints(there, now)),
+        *_compare("", *_fingerprints(there, now)),
         *_compare(" version", _numeric(there.versions), _numeric(now.versions)),
         *_changed_samples(there, now),
         *_changed_conditions(there, now),
@@ -115,7 +121,7 @@ def _fingerprints(there: StudyPlan, now: StudyPlan) -> list[dict[str, str]]:
     """Returns those to compare: where samples differ, they are named and tell more."""
     skipped = () if there.samples == now.samples else ("data",)
     return [
-        {name: text for name, text in plan.fingerprints.items() if name not in skipped}
+        {_FINGERPRINTS.get(n, n): text for n, text in plan.fingerprints.items() if n not in skipped}
         for plan in (there, now)
     ]
 
@@ -132,7 +138,7 @@ def _changed_samples(there: StudyPlan, now: StudyPlan) -> Iterator[str]:
             if old.name != new.name:
                 yield _differ(f"sample number {number}", old.name, new.name)
             else:
-                yield f"sample {old.name}: other content now"
+                yield f"sample {old.name}: other content or prompt now"
             return
 
 

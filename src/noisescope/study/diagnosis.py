@@ -125,7 +125,7 @@ def make_diagnosis(
         accuracy_margin=margins.accuracy,
         kl_margin=margins.kl_nats,
     )
-    if winner is not None and not winner.is_full_sweep:
+    if plan.is_adaptive and not (winner is not None and winner.is_full_sweep):
         analysis = judged_on_reserve(analysis, records, winner, margins.kl_nats)
     if not plan.generates and not math.isnan(analysis.baseline_accuracy):
         analysis = _by_kl_alone(analysis, margins)

@@ -17,7 +17,7 @@ def discard(directory: Path, with_directory: bool) -> None:
         with_directory: Whether the directory goes, too.
     """
     with suppress(OSError):
-        for name in (JOURNAL, MANIFEST, LOCK):
+        for name in (JOURNAL, MANIFEST, LOCK):  # the lock last: from then on it keeps nobody out
             remove_file(directory / name)
         if with_directory:
             directory.rmdir()

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+ENDING = "ends after this unit; Ctrl-C again ends now"
+
 
 class StudyInterrupted(KeyboardInterrupt):
     """A study was ended by Ctrl-C, cleanly; its text says how to go on. Exit status: 130."""

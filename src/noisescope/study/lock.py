@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noisescope.errors import InputError
+from noisescope.study.files import make_directory
 
 LOCK = "lock"
 _TRIES, _PAUSE_S = 5, 0.05  # whoever asks `holder_of` holds the lock for a moment, too
@@ -34,6 +35,26 @@ def take_lock(directory: Path) -> Lock:
         InputError: Another process holds it, or locks do not work there.
     """
     path = directory / LOCK
+    for _ in range(_TRIES):
+        descriptor = _open_and_lock(path)
+        if _has_name(descriptor, path):
+            break
+        # Whoever held it has discarded the study, its directory included, since it was opened: a
+        # lock on a file that has lost its name keeps nobody out.
+        os.close(descriptor)
+        with suppress(OSError):
+            make_directory(directory)
+    else:
+        raise InputError(f"{path} is removed again and again: name another directory")
+    with suppress(OSError):  # on a full disk the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}".encode())
+    return Lock(descriptor)
+
+
+def _open_and_lock(path: Path) -> int:
+    """Returns a descriptor of the lock file that holds the lock."""
+    directory = path.parent
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -47,10 +68,15 @@ def take_lock(directory: Path) -> Lock:
         holder = _holder(descriptor)
         os.close(descriptor)
         raise InputError(f"{directory} is in use by {holder}: wait for it or stop it")
-    with suppress(OSError):  # on a full disk the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}".encode())
-    return Lock(descriptor)
+    return descriptor
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Says whether an open file is the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def holder_of(directory: Path) -> str | None:

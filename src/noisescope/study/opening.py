@@ -21,6 +21,8 @@ from noisescope.study.plan import StudyPlan
 from noisescope.study.study import Study
 
 _LEFT_BY_A_KILL = (LOCK, partial_path(Path(MANIFEST)).name)
+# Begins the names of what is made, and removed at once, to see whether a directory takes files.
+_PROBE = ".noisescope-"
 
 
 def open_study(directory: Path | None, plan: StudyPlan, extend: bool = False) -> Study:
@@ -125,6 +127,11 @@ def _opening(study: Study, added: Sequence[str], extend: bool) -> str:
     return "; ".join(parts)
 
 
+def is_study(directory: Path) -> bool:
+    """Says whether a study was begun in a directory."""
+    return (directory / MANIFEST).is_file()
+
+
 def check_directory(directory: Path) -> None:
     """Checks that a study is here, or may be made here without overwriting anything.
 
@@ -141,7 +148,7 @@ def check_directory(directory: Path) -> None:
             return
         if not directory.is_dir():
             raise InputError(f"{directory} is a file: name a directory")
-        names = {path.name for path in directory.iterdir()}
+        names = {p.name for p in directory.iterdir() if not p.name.startswith(_PROBE)}
     except OSError as error:
         raise InputError(f"{directory}: {error.strerror}; name another directory") from error
     if MANIFEST not in names and not names <= set(_LEFT_BY_A_KILL):

@@ -6,13 +6,13 @@ Two plans are compared in `compare`; how a plan is cut into units is in `units`.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from noisescope.errors import InputError
 from noisescope.measure import CLEAN, LARGEST_SEED, Condition
-from noisescope.tasks import Sample, Task
+from noisescope.tasks import Sample, Task, encode_sample
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SampleKey:
     Attributes:
         name: Its name, unique in a study.
         group: The source that it shares with others, if any.
-        digest: Over all its fields.
+        digest: Over all its fields, and the token ids of its prompt.
     """
 
     name: str
@@ -40,14 +40,16 @@ class Layout:
         samples_per_unit: Samples that are measured, and kept, together.
         rows_per_batch: Rows that go through the model together; None: as memory allows.
         memory_gib: Memory that measuring may take beside the model; None: the worker's choice.
+        draws_per_unit: Draws that are measured, and kept, together; None: all.
     """
 
     samples_per_unit: int
     rows_per_batch: int | None = None
     memory_gib: float | None = None
+    draws_per_unit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_unit", "rows_per_batch"):
+        for name in ("samples_per_unit", "rows_per_batch", "draws_per_unit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}: at least 1 is needed; try 16")
@@ -68,7 +70,7 @@ class StudyPlan:
             `--dtype`. A study goes on with these and no others.
         scope: Options that only say which samples, draws and conditions there are, such as
             `--stride`; an extension changes them.
-        fingerprints: Of the `model` and of the `data`.
+        fingerprints: Of the `model`, of its `configuration` and of the `data`.
         versions: Of Python and of the packages that numbers depend on.
         generates: Whether the noisy model answers too, or is scored only.
         is_adaptive: Whether records decide which of the conditions are measured further.
@@ -138,13 +140,24 @@ def conditions_json(conditions: Iterable[Condition]) -> dict[str, Any]:
     return entries
 
 
-def sample_keys(task: Task) -> tuple[SampleKey, ...]:
-    """Returns what a plan keeps of a task's samples."""
-    return tuple(SampleKey(s.name, s.group, _digest(s)) for s in task.samples)
+def sample_keys(task: Task, tokenizer: Any) -> tuple[SampleKey, ...]:
+    """Returns what a plan keeps of a task's samples.
+
+    Args:
+        task: The task.
+        tokenizer: Makes token ids of the prompts; None will do for samples given as such.
+
+    Raises:
+        InputError: There is no tokenizer, or its template refuses a chat.
+    """
+    return tuple(
+        SampleKey(s.name, s.group, _digest(s, encode_sample(s, tokenizer))) for s in task.samples
+    )
 
 
-def _digest(sample: Sample) -> str:
-    values = {f.name: getattr(sample, f.name) for f in fields(sample)}
+def _digest(sample: Sample, ids: Sequence[int]) -> str:
+    values: dict[str, Any] = {f.name: getattr(sample, f.name) for f in fields(sample)}
+    values["encoded"] = list(ids)
     if sample.messages is not None:
         values["messages"] = [dict(message) for message in sample.messages]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

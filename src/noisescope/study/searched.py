@@ -13,10 +13,13 @@ from noisescope.analyse import (
     Round,
     Summary,
     Winner,
+    Worst,
     analyse,
     next_round,
     unknown_verdict,
 )
+from noisescope.analyse.intervals import UNKNOWN
+from noisescope.errors import InputError
 from noisescope.records import CLEAN, Record
 from noisescope.study.plan import StudyPlan
 
@@ -24,6 +27,7 @@ GIVEN_UP_NOTE = (
     "the search gave up all conditions but two, after the samples that the clean model is least "
     "sure of: their KL there is no estimate of their KL on all samples, and they are not judged"
 )
+GIVEN_UP = "given up by the search"
 _GIVEN_UP = "inconclusive: given up by the search, not measured on all samples"
 
 
@@ -37,10 +41,21 @@ def next_step(plan: StudyPlan, records: Sequence[Record]) -> Round | Winner:
     """Returns what a search evaluates next, or its winner.
 
     It meets the samples in the order of the clean model's NLL, whose records must be there before
-    the first noisy ones: they cost no evaluation, for every condition needs them.
+    the first noisy ones: they cost no evaluation, for every condition needs them. Samples that the
+    clean model itself cannot be scored on could not tell conditions apart, and are left out.
+
+    Raises:
+        InputError: The clean model can be scored on no sample.
     """
-    samples = [sample.name for sample in plan.samples]
-    nll = {r.sample: r.nll_nats for r in records if r.condition == CLEAN}
+    clean = [r for r in records if r.condition == CLEAN]
+    nll = {r.sample: r.nll_nats for r in clean if math.isfinite(r.nll_nats)}
+    broken = {r.sample for r in clean} - nll.keys()
+    samples = [sample.name for sample in plan.samples if sample.name not in broken]
+    if not samples:
+        raise InputError(
+            "the clean model's logits are not finite on any sample, so nothing can be searched: "
+            "use --dtype float32 or bfloat16"
+        )
     return next_round(list(plan.conditions), losses_of(records), samples, priority=nll)
 
 
@@ -58,23 +73,48 @@ def losses_of(records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def judged_on_reserve(
-    analysis: Analysis, records: Sequence[Record], winner: Winner, kl_margin: float
+    analysis: Analysis, records: Sequence[Record], winner: Winner | None, kl_margin: float
 ) -> Analysis:
-    """Replaces what was said of each condition: the last two on the reserve, no verdict on others.
+    """Replaces what was said of each condition: the last two on the reserve, nothing on others.
 
     Args:
         analysis: Of all records.
         records: The same.
-        winner: What the search came to.
+        winner: What the search came to; None: rounds are left, and nobody is judged yet.
         kl_margin: KL that is still no harm, in nats per token.
     """
+    if winner is None:
+        reason = "the search goes on: nothing is told yet"
+        worst = replace(_no_worst(analysis.worst_kl, reason), condition=None)
+        judged = (_given_up(s, kl_margin, f"inconclusive: {reason}") for s in analysis.summaries)
+        return replace(analysis, summaries=tuple(judged), worst_kl=worst)
     last = {winner.name, winner.runner_up}
     kept = [r for r in records if r.sample in winner.reserve and r.condition in (CLEAN, *last)]
-    on_reserve = {s.condition: s for s in analyse(kept, kl_margin=kl_margin).summaries}
-    given_up = unknown_verdict("kl", kl_margin, _GIVEN_UP)
+    found = analyse(kept, kl_margin=kl_margin)
+    on_reserve = {s.condition: s for s in found.summaries}
+    judged = (
+        on_reserve.get(s.condition) or _given_up(s, kl_margin, _GIVEN_UP)
+        for s in analysis.summaries
+    )
+    worst = replace(found.worst_kl, held_out=UNKNOWN, chosen_again=math.nan)
+    if worst.condition != winner.name:
+        worst = _no_worst(worst, f"inconclusive: on the samples held back {worst.condition} loses")
+        worst = replace(worst, condition=winner.name, reason=f"{worst.reason} more")
+    else:
+        named = on_reserve[winner.name].kl_nats
+        reason = f"{worst.reason}; of the last two, on the samples held back"
+        worst = replace(worst, reason=reason, held_out=named)
+    return replace(analysis, summaries=tuple(judged), worst_kl=worst)
 
-    def judged(summary: Summary) -> Summary:
-        found = on_reserve.get(summary.condition)
-        return replace(summary, kl_verdict=given_up) if found is None else found
 
-    return replace(analysis, summaries=tuple(map(judged, analysis.summaries)))
+def _no_worst(worst: Worst, reason: str) -> Worst:
+    return replace(worst, is_conclusive=False, reason=reason, held_out=UNKNOWN)
+
+
+def _given_up(summary: Summary, kl_margin: float, reason: str) -> Summary:
+    """Returns a summary that keeps its means and takes back every interval and verdict."""
+    intervals = {
+        name: replace(getattr(summary, name), low=math.nan, high=math.nan, caution=GIVEN_UP)
+        for name in ("kl_nats", "nll_change_nats", "top1_agreement", "kl_p95_nats", "kl_p99_nats")
+    }
+    return replace(summary, **intervals, kl_verdict=unknown_verdict("kl", kl_margin, reason))

@@ -4,7 +4,7 @@ A spec names files and plain values. It is refused where what lies at its paths 
 study was made of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from noisescope.errors import InputError
@@ -12,7 +12,9 @@ from noisescope.inject import Selection
 from noisescope.measure import Condition, Plan, Worker
 from noisescope.models import load_model
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
-from noisescope.study.plan import StudyPlan
+from noisescope.study.files import sha256, to_json
+from noisescope.study.identity import fingerprints_of, scoring_of
+from noisescope.study.plan import SampleKey, StudyPlan, sample_keys
 from noisescope.tasks import load_task
 
 _ERROR_MODELS: Mapping[str, type[ErrorModel]] = {
@@ -39,7 +41,8 @@ def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, 
         "generates": plan.generates,
         "rows_per_batch": plan.layout.rows_per_batch,
         "memory_gib": plan.layout.memory_gib,
-        "fingerprints": dict(plan.fingerprints),
+        "fingerprints": {**plan.fingerprints, "prompts": _prompts_fingerprint(plan.samples)},
+        "scoring": plan.settings.get("scoring"),
     }
 
 
@@ -64,13 +67,28 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
         tokenizer=source["tokenizer"],
         trust_remote_code=source["trust_remote_code"],
     )
-    for what, found in (("model", loaded.fingerprint), ("data", task.fingerprint)):
+    found = fingerprints_of(loaded, task)
+    found["prompts"] = _prompts_fingerprint(sample_keys(task, loaded.tokenizer))
+    named = {
+        "model": f"model {source['model']}: its fingerprint",
+        "configuration": f"model {source['model']}: the fingerprint of its configuration",
+        "data": f"data {source['data']}: its fingerprint",
+        "prompts": f"tokenizer {source['tokenizer'] or source['model']}: the prompts' fingerprint",
+    }
+    for what, text in named.items():
         wanted = spec["fingerprints"][what]
-        if found != wanted:
+        if found[what] != wanted:
             raise InputError(
-                f"{what} {source[what]}: its fingerprint is {found[:19]}, the study's is "
-                f"{wanted[:19]}; give every process the same files"
+                f"{text} is {found[what][:19]}, the study's is {wanted[:19]}; give every process "
+                "the same files"
             )
+    scoring, wanted = scoring_of(task), spec["scoring"]
+    if scoring != wanted:
+        names = [None if told is None else told["function"] for told in (scoring, wanted)]
+        raise InputError(
+            f"answers are scored by {names[0]}, the study's by {names[1]}: carry it out in the "
+            "process that has that function"
+        )
     plan = Plan(
         tuple(_condition(name, entry) for name, entry in spec["conditions"].items()),
         spec["draws"],
@@ -80,6 +98,10 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
         generates=spec["generates"],
     )
     return Worker(loaded, task, plan, spec)
+
+
+def _prompts_fingerprint(samples: Iterable[SampleKey]) -> str:
+    return f"sha256:{sha256(to_json([sample.digest for sample in samples]))}"
 
 
 def _condition(name: str, entry: Mapping[str, Any]) -> Condition:

@@ -12,19 +12,18 @@ from typing import Self
 from noisescope.errors import InputError
 from noisescope.inject import Witness
 from noisescope.measure import Progress, Record, Unit, UnitResult
-from noisescope.study.compact import COMPLETE, RECORDS, WITNESSES, write_finished
+from noisescope.study.compact import RECORDS, write_finished
 from noisescope.study.executor import Executor, InProcess, Worker
-from noisescope.study.files import explained, remove_file, replace_file
+from noisescope.study.files import explained, remove_file
 from noisescope.study.gather import Gathered, gather
-from noisescope.study.interrupt import Interrupts, StudyInterrupted, hold_interrupts
+from noisescope.study.interrupt import ENDING, Interrupts, StudyInterrupted, hold_interrupts
 from noisescope.study.journal import JOURNAL, Journal, decoded
-from noisescope.study.lock import LOCK, Lock
-from noisescope.study.manifest import MANIFEST, Manifest
+from noisescope.study.lock import Lock
+from noisescope.study.manifest import Manifest
 from noisescope.study.plan import StudyPlan
 from noisescope.study.units import Key, manifest_units, unit_keys, wrong_with
 
 NextUnits = Callable[[Sequence[Record]], Sequence[Unit]]
-_OWN_FILES = (MANIFEST, JOURNAL, RECORDS, WITNESSES, COMPLETE, LOCK)
 
 
 class Study:
@@ -49,6 +48,8 @@ class Study:
         self.directory, self.opening = directory, opening
         self._manifest, self._lock, self._journal = manifest, lock, journal
         self._finished = finished or Gathered()
+        self._known: Gathered | None = None  # gathered, and nothing was kept since
+        self._interrupts = Interrupts()
         self._results = {result.unit: result for result in results}
         self._groups = {sample.name: sample.group for sample in manifest.plan.samples}
         self._units: list[Unit] = []  # all that are asked for beyond the finished ones
@@ -69,6 +70,11 @@ class Study:
     def is_complete(self) -> bool:
         """Whether all is measured and `finish` has made its files."""
         return self._finished.stages == len(self._manifest.stages)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether Ctrl-C was pressed, so that the unit in hand is the last."""
+        return self._interrupts.is_asked
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -135,7 +141,7 @@ class Study:
             raise ValueError("the plan is not adaptive: its units are fixed, call run")
         if self.is_complete:
             return
-        self._units, self._keys = [], set()
+        self._units, self._keys, self._known = [], set(), None
         while units := next_units(self.records):
             self._ask(units)
             self._carry_out(worker, executor or InProcess(), progress)
@@ -162,21 +168,7 @@ class Study:
                 remove_file(self.directory / JOURNAL)
         self._units_before += len(self._units)
         self._finished, self._units, self._results = finished, [], {}
-
-    def write(self, name: str, data: bytes) -> None:
-        """Puts a file of the caller's beside the study's, whole or not at all.
-
-        In a study without a directory nothing is written.
-
-        Raises:
-            NoisescopeError: It cannot be written.
-            ValueError: The name is no plain file name, or one of the study's own.
-        """
-        if not name or name in _OWN_FILES or Path(name).name != name:
-            raise ValueError(f"name {name!r}: a plain file name is needed, not {_OWN_FILES}")
-        if self.directory is not None:
-            with explained(self.directory / name, self._kept()):
-                replace_file(self.directory / name, data)
+        self._known = finished
 
     def close(self) -> None:
         """Gives the directory free for other processes."""
@@ -198,6 +190,7 @@ class Study:
 
     def _ask(self, units: Sequence[Unit]) -> None:
         """Adds units to those that are asked for; their results may be there already."""
+        self._known = None
         names = {unit.name for unit in self._units}
         for unit in units:
             keys = set(unit_keys(unit))
@@ -234,11 +227,11 @@ class Study:
             return
         results = executor.run(worker, tuple(waiting.values()))
         try:
-            with hold_interrupts(lambda: tell("ends after this; Ctrl-C again ends now")) as asked:
+            with hold_interrupts(lambda: tell(ENDING)) as self._interrupts:
                 for result in results:
                     self._keep(result, waiting)
                     tell(result.unit)
-                    self._end_if(asked)
+                    self._end_if_asked()
         finally:
             if isinstance(results, Generator):
                 results.close()
@@ -255,11 +248,11 @@ class Study:
         if self._journal is not None:
             with explained(self._journal.path, self._kept()):
                 self._journal.append(result)
-        self._results[unit.name] = decoded(result)
+        self._results[unit.name], self._known = decoded(result), None
         del waiting[unit.name]
 
-    def _end_if(self, interrupts: Interrupts) -> None:
-        if interrupts.is_asked:
+    def _end_if_asked(self) -> None:
+        if self.is_ending:
             go_on = "run the same command to go on"
             if self.directory is None:
                 go_on = "nothing is kept: give --out to be able to go on"
@@ -272,8 +265,10 @@ class Study:
 
     def _gathered(self) -> Gathered:
         """Returns everything so far; of a search, what its rounds have asked for up to now."""
-        done = [self._results[unit.name] for unit in self._units if unit.name in self._results]
-        return gather(self._finished, done, self.plan, len(self._manifest.stages))
+        if self._known is None:
+            done = [self._results[unit.name] for unit in self._units if unit.name in self._results]
+            self._known = gather(self._finished, done, self.plan, len(self._manifest.stages))
+        return self._known
 
     def _close_journal(self) -> None:
         if self._journal is not None:
@@ -284,6 +279,6 @@ class Study:
 def _teller(study: Study, progress: Progress | None) -> Callable[[str], None]:
     def tell(what: str) -> None:
         if progress is not None:
-            progress(what, *study.progress)
+            progress(ENDING if study.is_ending else what, *study.progress)
 
     return tell

@@ -6,6 +6,7 @@ Units are a pure function of the manifest, so a study that goes on asks for the 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from noisescope.measure import CLEAN, Record, Unit, UnitResult
 from noisescope.study.manifest import Manifest
@@ -31,30 +32,40 @@ def make_units(
     draws: Sequence[int],
     with_clean: bool,
 ) -> list[Unit]:
-    """Returns units of conditions x draws over consecutive blocks of samples.
+    """Returns units of conditions x draws over consecutive blocks of samples, and of draws.
 
     Args:
-        plan: Gives the size of a block, and whether units generate.
+        plan: Gives the sizes of blocks, and whether units generate.
         name: What the units' names begin with; a number follows.
         samples: Names of the samples.
         conditions: Names of the noisy conditions.
         draws: Numbers of the realisations.
-        with_clean: Whether the clean model's records of these samples are wanted, too.
+        with_clean: Whether the clean model's records of these samples are wanted, too; they come
+            with the first of the draws.
     """
     if not samples or not (with_clean or (conditions and draws)):
         return []
-    size = plan.layout.samples_per_unit
+    layout = plan.layout
+    blocks = list(_blocks(samples, layout.samples_per_unit))
+    parts = list(_blocks(draws, layout.draws_per_unit)) if conditions and draws else [tuple(draws)]
     return [
         Unit(
             name=f"{name}-{number}",
-            samples=tuple(samples[start : start + size]),
+            samples=some_samples,
             conditions=tuple(conditions),
-            draws=tuple(draws),
-            with_clean=with_clean,
+            draws=some_draws,
+            with_clean=with_clean and some_draws == parts[0],
             generates=plan.generates,
         )
-        for number, start in enumerate(range(0, len(samples), size))
+        for number, (some_samples, some_draws) in enumerate(product(blocks, parts))
     ]
+
+
+def _blocks(values: Sequence[Any], size: int | None) -> Iterator[tuple[Any, ...]]:
+    """Yields consecutive parts of so many values; None: all of them."""
+    size = size or len(values)
+    for start in range(0, len(values), size):
+        yield tuple(values[start : start + size])
 
 
 def unit_keys(unit: Unit) -> Iterator[Key]:

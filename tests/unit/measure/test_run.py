@@ -235,7 +235,7 @@ def test_the_model_is_left_as_it_was_after_an_error_inside():
 def test_progress_rises_from_unit_to_unit_to_the_end():
     loaded = loaded_small()
     told = []
-    plan = Plan(conditions(), draws=100, generates=False)  # so many that two samples make a unit
+    plan = Plan(conditions(), draws=60, generates=False)  # so many that two samples make a unit
     measure(loaded, clean_task(loaded, 1), plan, lambda *said: told.append(said))
     done = [n for _, n, _ in told]
     assert {total for _, _, total in told} == {6} and done == sorted(done) and done[-1] == 6

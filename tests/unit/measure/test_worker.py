@@ -175,7 +175,7 @@ def test_out_of_memory_at_one_row_is_an_error():
     with_little_memory(loaded, 0, OUT_OF_MEMORY[0])
     with (
         pytest.warns(NoisescopeWarning, match="memory ran out"),
-        pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"),
+        pytest.raises(InputError, match="memory ran out with one row at a time: give shorter"),
     ):
         worker(UNIT)
 
@@ -214,10 +214,10 @@ def test_witnesses_of_parts_add_up_to_the_whole():
         assert found.dose().relative_l2 == pytest.approx(expected.dose().relative_l2, rel=1e-9)
 
 
-@pytest.mark.parametrize(("riders", "size"), [(1, 64), (8, 51), (100, 5), (2000, 1)])
+@pytest.mark.parametrize(("riders", "size"), [(1, 32), (9, 25), (99, 2), (2000, 1)])
 def test_units_are_as_large_as_a_batch_is_good_for(riders, size):
     plan = Plan((CONDITIONS[0],), draws=riders)
-    assert samples_per_unit(plan) in (size, size + 5)
+    assert samples_per_unit(plan) == size  # 256 rows, the clean ones too, and 32 samples at most
     units = make_units(plan, [str(n) for n in range(130)])
     assert [name for unit in units for name in unit.samples] == [str(n) for n in range(130)]
     assert all(unit.draws == tuple(range(riders)) for unit in units)

@@ -5,7 +5,7 @@ import pytest
 from helpers.study_worker import Ending, FakeWorker, carry_out, make_plan, record_of, snapshot
 
 from noisescope.measure import CLEAN
-from noisescope.study import open_study, read_study
+from noisescope.study import Layout, open_study, read_study
 from noisescope.study.units import unit_keys
 
 OLD = make_plan(samples=3, draws=2, conditions=("L0", "L2"))
@@ -60,6 +60,26 @@ def test_an_extension_of_a_running_or_of_a_complete_study_is_the_same(tmp_path, 
         begin(directory)
         carry_out(directory, LARGER[what], extend=True)
     assert snapshot(tmp_path / "begin_complete") == snapshot(tmp_path / "begin_running")
+
+
+def test_cut_draws_grow_like_others_and_nothing_is_measured_twice(tmp_path):
+    layout = Layout(2, draws_per_unit=2)
+    small = make_plan(samples=3, draws=3, conditions=("L0", "L2"), layout=layout)
+    large = make_plan(samples=5, draws=8, conditions=("L2", "L1", "L0"), layout=layout)
+    directory, units = tmp_path / "study", []
+    for plan, ends in ((small, 2), (small, None), (large, 4), (large, None)):
+        worker = FakeWorker() if ends is None else Ending(ends)
+        try:
+            carry_out(directory, plan, worker, extend=True)
+        except KeyError:
+            assert len(worker.units) == ends
+        units += worker.units
+    measured = [key for unit in units for key in unit_keys(unit)]
+    assert sorted(measured) == sorted(all_keys(large))
+    assert all(len(unit.draws) <= 2 for unit in units)
+    carry_out(tmp_path / "whole", large)
+    files = [(tmp_path / name / "records.parquet").read_bytes() for name in ("study", "whole")]
+    assert files[0] == files[1]
 
 
 def test_records_are_those_of_a_study_made_at_once(tmp_path):

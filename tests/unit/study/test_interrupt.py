@@ -8,7 +8,7 @@ import pytest
 from helpers.killing import end_of, size_of, start_fork, wait_for
 from helpers.study_worker import FakeWorker, carry_out, make_plan, snapshot
 
-from noisescope.study import StudyInterrupted, open_study, read_study
+from noisescope.study import ENDING, StudyInterrupted, open_study, read_study
 
 PLAN = make_plan(samples=6, size=1)
 
@@ -46,7 +46,8 @@ def test_the_unit_in_hand_is_kept(tmp_path):
     assert str(caught.value) == (
         f"3 of 6 units are kept in {tmp_path}/study: run the same command to go on"
     )
-    assert told[3:] == [("ends after this; Ctrl-C again ends now", 2, 6), ("0-samples-2", 3, 6)]
+    assert told[2] == ("0-samples-1", 2, 6)
+    assert told[3:] == [(ENDING, 2, 6), (ENDING, 3, 6)]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     worker = FakeWorker()
     carry_out(tmp_path / "study", PLAN, worker)
@@ -64,6 +65,21 @@ def test_twice_ends_at_once_and_loses_nothing_finished(tmp_path):
     carry_out(tmp_path / "study", PLAN)
     carry_out(tmp_path / "whole", PLAN)
     assert snapshot(tmp_path / "study") == snapshot(tmp_path / "whole")
+
+
+def test_a_study_says_that_it_is_ending():
+    asked = []
+
+    class Asking(Interrupting):
+        def __call__(self, unit):
+            asked.append(study.is_ending)
+            result = super().__call__(unit)
+            asked.append(study.is_ending)
+            return result
+
+    with open_study(None, PLAN) as study, pytest.raises(StudyInterrupted):
+        study.run(Asking(1))
+    assert asked == [False] * 5 + [True]
 
 
 def test_in_memory_the_text_names_the_option():

@@ -72,6 +72,17 @@ OTHER = "; give the old values to go on with it, or name another --out"
             "data fingerprint: sha256:000000000000... there, sha256:100000000000... now",
         ),
         (
+            {
+                "fingerprints": {
+                    "model": "sha256:" + 64 * "a",
+                    "configuration": "sha256:" + 64 * "c",
+                    "data": f"sha256:{4:064}",
+                }
+            },
+            "the model's configuration, end tokens or attention: nothing there, "
+            "sha256:cccccccccccc... now",
+        ),
+        (
             {"versions": {"python": "3.12.1", "torch": "2.9.1", "noisescope": "0.2.0"}},
             "torch version: 2.9.0 there, 2.9.1 now; noisescope version: 0.1.0 there, 0.2.0 now",
         ),
@@ -86,8 +97,8 @@ OTHER = "; give the old values to go on with it, or name another --out"
             '--dtype: float32 there, "a\\nb' + 55 * "c" + "... now",
         ),
         (other_sample(2, name="x"), "sample number 3: s2 there, x now"),
-        (other_sample(2, digest="x"), "sample s2: other content now"),
-        (other_sample(0, group="x"), "sample s0: other content now"),
+        (other_sample(2, digest="x"), "sample s2: other content or prompt now"),
+        (other_sample(0, group="x"), "sample s0: other content or prompt now"),
         (
             {"conditions": {"L0": {"error_model": {"scale": 1.0}}, "L1": {}}},
             "condition L0 error_model scale: 0.05 there, 1.0 now; "
@@ -173,6 +184,12 @@ def test_what_is_no_study_is_not_touched(tmp_path):
     with pytest.raises(InputError, match="holds other files and no study: name a directory that"):
         open_study(tmp_path, make_plan())
     assert snapshot(tmp_path) == before
+
+
+def test_what_a_killed_check_left_behind_is_no_other_file(tmp_path):
+    (tmp_path / ".noisescope-a1b2c3").mkdir()
+    carry_out(tmp_path, make_plan())
+    assert read_study(tmp_path).is_complete
 
 
 def test_a_file_is_no_directory(tmp_path):
@@ -300,14 +317,35 @@ def test_conditions_and_samples_come_from_what_they_describe():
         conditions_json([condition, condition])
 
 
+def words(text, **options):
+    """A tokenizer of one token per letter."""
+    return {"input_ids": [ord(letter) for letter in text]}
+
+
+words.chat_template = None
+
+
+def capitals(text, **options):
+    return words(text.upper())
+
+
+capitals.chat_template = None
+
+
+def test_the_digest_of_a_sample_covers_its_token_ids():
+    """So another tokenizer, or chat template, is another sample."""
+    task = make_task([Sample("a", prompt="one", truth="1")])
+    assert sample_keys(task, words)[0].digest != sample_keys(task, capitals)[0].digest
+
+
 @pytest.mark.parametrize(
     "change", [{"prompt": "other"}, {"truth": "2"}, {"name": "b"}, {"group": "g"}]
 )
 def test_the_digest_of_a_sample_covers_all_its_fields(change):
     sample = Sample("a", prompt="one", truth="1")
-    (key,) = sample_keys(make_task([sample]))
-    (same,) = sample_keys(make_task([Sample("a", prompt="one", truth="1")]))
-    (other,) = sample_keys(make_task([dataclasses.replace(sample, **change)]))
+    (key,) = sample_keys(make_task([sample]), words)
+    (same,) = sample_keys(make_task([Sample("a", prompt="one", truth="1")]), words)
+    (other,) = sample_keys(make_task([dataclasses.replace(sample, **change)]), words)
     assert key == same
     assert key.digest != other.digest
 
@@ -315,7 +353,7 @@ def test_the_digest_of_a_sample_covers_all_its_fields(change):
 def test_the_digest_of_a_sample_covers_chats_and_ids():
     chats = [Sample("a", messages=({"role": "user", "content": text},)) for text in "xy"]
     ids = [Sample("a", prompt_ids=(1, number)) for number in (2, 3)]
-    digests = {sample_keys(make_task([sample]))[0].digest for sample in (*chats, *ids)}
+    digests = {sample_keys(make_task([sample]), words)[0].digest for sample in (*chats, *ids)}
     assert len(digests) == 4
 
 

@@ -20,6 +20,7 @@ from noisescope.errors import InputError
 from noisescope.inject.witness import merge_witnesses
 from noisescope.measure import CLEAN, UnitResult
 from noisescope.study import Layout, SampleKey, make_units, open_study, read_study
+from noisescope.study import study as study_module
 
 
 @pytest.fixture
@@ -185,20 +186,25 @@ def test_finishing_needs_every_unit(directory):
         study.finish()
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "lock", "records.jsonl", "../x", "", "a/b"])
-def test_a_file_of_the_callers_takes_no_name_of_the_studys(directory, name):
-    with (
-        open_study(directory, make_plan()) as study,
-        pytest.raises(ValueError, match="a plain file name is needed"),
-    ):
-        study.write(name, b"")
+def test_what_is_known_is_gathered_once_until_more_is_kept(monkeypatch):
+    gathered = []
 
+    def gather(*given):
+        gathered.append(given)
+        return gather_all(*given)
 
-def test_a_file_of_the_callers_replaces_its_old_self(directory):
-    with open_study(directory, make_plan()) as study:
-        study.write("result.json", b"old")
-        study.write("result.json", b"new")
-    assert (directory / "result.json").read_bytes() == b"new"
+    gather_all = study_module.gather
+    monkeypatch.setattr(study_module, "gather", gather)
+    with open_study(None, make_plan()) as study:
+        seen = []
+        study.run(FakeWorker(), progress=lambda *_: seen.append(len(study.records)))
+        assert seen == [0, 10, 20]
+        for _ in range(3):
+            assert len(study.records) == 20
+            assert study.witnesses and study.notes
+        study.finish()
+        assert len(study.records) == 20
+    assert len(gathered) == 3
 
 
 def test_a_study_in_memory_writes_nothing(tmp_path, monkeypatch):
@@ -347,6 +353,8 @@ def test_a_layout_is_checked_when_it_is_made():
         Layout(0)
     with pytest.raises(InputError, match="rows_per_batch 0: at least 1 is needed; try 16"):
         Layout(1, 0)
+    with pytest.raises(InputError, match="draws_per_unit 0: at least 1 is needed; try 16"):
+        Layout(1, draws_per_unit=0)
 
 
 def test_units_of_nothing_are_none():
@@ -355,3 +363,34 @@ def test_units_of_nothing_are_none():
     assert make_units(plan, "u", ["s0"], [], [0], False) == []
     assert make_units(plan, "u", ["s0"], ["L0"], [], False) == []
     assert len(make_units(plan, "u", ["s0"], [], [], True)) == 1
+
+
+def test_draws_are_cut_and_the_clean_records_come_with_the_first_of_them():
+    plan = make_plan(samples=3, draws=5, layout=Layout(2, draws_per_unit=2))
+    units = make_units(plan, "u", ["s0", "s1", "s2"], ["L0", "L1"], range(5), True)
+    assert [(u.samples, u.draws, u.with_clean) for u in units] == [
+        (("s0", "s1"), (0, 1), True),
+        (("s0", "s1"), (2, 3), False),
+        (("s0", "s1"), (4,), False),
+        (("s2",), (0, 1), True),
+        (("s2",), (2, 3), False),
+        (("s2",), (4,), False),
+    ]
+    assert [u.name for u in units] == [f"u-{n}" for n in range(6)]
+    clean = make_units(plan, "u", ["s0", "s1", "s2"], [], [], True)
+    assert [(u.samples, u.draws, u.with_clean) for u in clean] == [
+        (("s0", "s1"), (), True),
+        (("s2",), (), True),
+    ]
+
+
+def test_cut_draws_give_the_records_of_uncut_ones(tmp_path):
+    whole, cut = (make_plan(draws=5, layout=Layout(2, draws_per_unit=n)) for n in (None, 2))
+    worker = FakeWorker()
+    carry_out(tmp_path / "whole", whole)
+    with open_study(tmp_path / "cut", cut) as study, pytest.raises(KeyError):
+        study.run(Ending(2))
+    carry_out(tmp_path / "cut", cut, worker)
+    assert len(worker.units) == 4
+    files = [(tmp_path / name / "records.parquet").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]

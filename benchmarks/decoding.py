@@ -119,7 +119,7 @@ def decoder(loaded: LoadedModel, riders: list[Rider], prompts: list[Prompt], tas
     apart = TakenApart(loaded.model)
     boardings = [Boarding(r, apart.first_region(r.session)) for r in (Rider("", None), *riders)]
     longest = loaded.context_length or max(len(p.ids) for p in prompts) + task.max_new_tokens
-    rows = rows_of_decoding(loaded.model, longest, default_gib(loaded.device))
+    rows = rows_of_decoding(loaded.model, longest, default_gib(loaded.model))
     limits = Limits(task.max_new_tokens, loaded.context_length, rows)
 
     def run() -> dict[Pair, Answer]:

@@ -305,10 +305,10 @@ def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words
     manifest = (place / "study" / "manifest.json").read_bytes()
     plans, start = [], Worker.__init__
 
-    def see(worker, loaded, task, plan, spec, tell):
+    def see(worker, loaded, task, plan, spec, tell, arrived):
         plans.append((plan.batch_size, plan.memory_gib))
         assert (spec["rows_per_batch"], spec["memory_gib"]) == plans[-1]
-        start(worker, loaded, task, plan, spec, tell)
+        start(worker, loaded, task, plan, spec, tell, arrived)
 
     capsys.readouterr()
     goes_on = [word for word in GOOD if not word.startswith("--memory")]
@@ -327,7 +327,7 @@ def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words
 
 
 def test_many_draws_are_many_units(place, monkeypatch, capsys):
-    monkeypatch.setattr(study_of_a_diagnosis, "_MOST_ROWS", 6)
+    monkeypatch.setattr(study_of_a_diagnosis, "ROWS_PER_UNIT", 6)
     units, measure = [], Worker.__call__
 
     def see(worker, unit):

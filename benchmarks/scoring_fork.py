@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 28])
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--turns", type=int, default=5, help="turns that each of the two takes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, help="the most rows of a pass; default: the program's")

@@ -15,6 +15,7 @@ _SHARE_OF_FREE = 0.5
 _MOST_ROWS = 1024
 # More tokens in one pass do not make it faster, only larger.
 _MOST_TOKENS = 1 << 16
+_AT_HAND_BYTES = 1 << 24
 
 
 def free_bytes(device: torch.device) -> int:
@@ -52,6 +53,17 @@ def rows_of_scoring(model: Any, tokens: int, gib: float, has_logits: bool = Fals
     logits = 2 * shape["vocabulary"] if has_logits else 0
     each = tokens * ((width + logits) * _item_size(model) + attention)
     return _rows(gib, each, tokens)
+
+
+def rows_at_hand(model: Any, tokens: int) -> int:
+    """Returns how many rows' widest activation stays small enough to be at hand on a CPU.
+
+    Beyond some 16 MiB every operation meets fresh pages: 12 layers of width 512 take 1.76 s in one
+    pass of 52 rows of 64 tokens, and 1.65 s in two passes of 26.
+    """
+    if model.device.type != "cpu":
+        return _MOST_ROWS
+    return max(1, _AT_HAND_BYTES // (tokens * _shape(model)["inner"] * _item_size(model)))
 
 
 def rows_of_decoding(model: Any, tokens: int, gib: float) -> int:

@@ -15,7 +15,12 @@ from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.inject import RideError, Session
 from noisescope.measure.attest import check_arrived
 from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, Tell, decode
-from noisescope.measure.memory import default_gib, rows_of_decoding, rows_of_scoring
+from noisescope.measure.memory import (
+    default_gib,
+    rows_at_hand,
+    rows_of_decoding,
+    rows_of_scoring,
+)
 from noisescope.measure.plan import Plan
 from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.sharing import Rider
@@ -214,7 +219,8 @@ class Worker:
         context = self._loaded.context_length
         lengths = [len(s) + len(c) for s, c in zip(starts, continuations, strict=True)]
         rows = self._rows(max(lengths))
-        block = max(1, rows // (1 if self._is_plain else 1 + len(riders)))
+        at_hand = min(rows, rows_at_hand(self._loaded.model, max(lengths)))
+        block = max(1, at_hand // (1 if self._is_plain else 1 + len(riders)))
         block = 1 if self._apart.minds_length else block
         # Neighbours in length pad each other little.
         order = sorted(range(len(prompts)), key=lambda n: lengths[n])

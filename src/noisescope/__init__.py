@@ -15,7 +15,7 @@ from noisescope.errors import (
 from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, inject
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
-from noisescope.report import result_of
+from noisescope.report import result_of, write_report
 from noisescope.study import Diagnosis, Margins
 from noisescope.tasks import Sample, Task, load_task, make_task, token_task
 
@@ -50,4 +50,5 @@ __all__ = [
     "register_family",
     "result_of",
     "token_task",
+    "write_report",
 ]

@@ -55,7 +55,7 @@ def fresh_directory(base: Path) -> Path:
     return path
 
 
-def write_report(diagnosis: Diagnosis, directory: Path) -> None:
+def write_report(diagnosis: Diagnosis, directory: Path | str) -> None:
     """Writes result and heatmap into a study's directory, each whole or not at all.
 
     Raises:
@@ -63,10 +63,11 @@ def write_report(diagnosis: Diagnosis, directory: Path) -> None:
     """
     files = {"result.json": result_bytes(diagnosis), "heatmap.png": draw_heatmap(diagnosis)}
     for name, data in files.items():
+        path = Path(directory) / name
         try:
-            replace_file(directory / name, data)
+            replace_file(path, data)
         except OSError as error:
             raise InputError(
-                f"cannot write {directory / name}: {error.strerror}; make room and run the same "
+                f"cannot write {path}: {error.strerror}; make room and run the same "
                 "command again, all that was measured is kept"
             ) from error

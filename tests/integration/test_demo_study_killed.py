@@ -44,10 +44,10 @@ def test_25_kills_of_the_demo_study(tmp_path):
         return len(sizes) > 1 and sizes[-1] > sizes[-2]
 
     grown = kill_and_resume(
-        command(killed, 100, 30), kills=25, longest_s=14.0, is_interesting=has_grown
+        command(killed, 60, 16), kills=25, longest_s=11.0, is_interesting=has_grown
     )
     assert grown >= 3, "kills came too early to hit the work"
-    subprocess.run(command(through, 100, 30), check=True, capture_output=True)
+    subprocess.run(command(through, 60, 16), check=True, capture_output=True)
     for name in FILES:
         assert (killed / name).read_bytes() == (through / name).read_bytes(), name
     assert not journal.exists()

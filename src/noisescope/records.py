@@ -29,6 +29,8 @@ class Record:
         is_cut: Whether the answer ended for want of tokens, before its end token.
         close_calls: Steps of the answer at which the two best logits differed by no more than
             rounding: there another batch or device may go on with another token.
+        answer_ids: Token ids of the clean answer, along which every condition is scored; None of
+            noisy records, and of texts.
     """
 
     condition: str
@@ -46,6 +48,7 @@ class Record:
     answer: str | None = None
     is_cut: bool | None = None
     close_calls: int | None = None
+    answer_ids: tuple[int, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns a dictionary for JSON, with None in the place of NaN and infinities."""
@@ -62,4 +65,6 @@ class Record:
             name: math.nan if value is None and name in numbers else value
             for name, value in entry.items()
         }
+        if values.get("answer_ids") is not None:
+            values["answer_ids"] = tuple(values["answer_ids"])
         return cls(**values)

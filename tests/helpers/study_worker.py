@@ -8,7 +8,9 @@ import hashlib
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,7 +45,12 @@ def record_of(condition: str, draw: int, sample: str) -> Record:
         group=group_of(sample),
         answer=None if value > 0.8 else f"{value}\nzwölf 数 \U0001f600 \"'\\\r\x85\u2028",
         is_cut=value > 0.5,
+        answer_ids=tuple(range(int(5 * value))) if condition == CLEAN else None,
     )
+
+
+def unanswered(record: Record) -> Record:
+    return replace(record, is_right=None, answer=None, is_cut=None)
 
 
 def witness_of(unit: Unit, condition: str) -> Witness:
@@ -79,9 +86,12 @@ class FakeWorker:
         time.sleep(self.pause_s)
         keys = [(CLEAN, 0, s) for s in unit.samples] if unit.with_clean else []
         keys += [(c, d, s) for c in unit.conditions for d in unit.draws for s in unit.samples]
+        records = (record_of(*key) for key in keys)
+        if not unit.generates:
+            records = (r if r.condition == CLEAN else unanswered(r) for r in records)
         return UnitResult(
             unit.name,
-            tuple(record_of(*key) for key in keys),
+            tuple(records),
             {c: witness_of(unit, c) for c in unit.conditions},
             (f"note {len(unit.samples)}", "a note of all"),
         )
@@ -100,11 +110,15 @@ class Ending(FakeWorker):
         return super().__call__(unit)
 
 
+def condition_of(name: str) -> dict[str, Any]:
+    return {"error_model": {"scale": 0.05}, "layers": [name]}
+
+
 def make_plan(samples=4, draws=2, conditions=("L0", "L1"), size=2, **changes) -> StudyPlan:
     names = [f"s{i}" for i in range(samples)]
     fields = {
         "kind": "layers",
-        "conditions": {c: {"error_model": {"scale": 0.05}, "layers": [c]} for c in conditions},
+        "conditions": {c: condition_of(c) for c in conditions},
         "draws": draws,
         "seed": 7,
         "samples": tuple(SampleKey(n, group_of(n), f"digest of {n}") for n in names),
@@ -115,6 +129,43 @@ def make_plan(samples=4, draws=2, conditions=("L0", "L1"), size=2, **changes) ->
         "versions": {"python": "3.11.9", "torch": "2.9.0", "noisescope": "0.1.0"},
     }
     return StudyPlan(**fields | changes)
+
+
+def sites_of(study) -> dict[str, Any]:
+    """What a step chooses: new names by all records so far, and one that is there already."""
+    mark = hashlib.sha256(repr(study.records).encode()).hexdigest()[:6]
+    return {name: condition_of(name) for name in (f"a-{mark}", "L0", f"b-{mark}")}
+
+
+def channels_of(study) -> dict[str, Any]:
+    mark = hashlib.sha256(repr(study.records).encode()).hexdigest()[:6]
+    return {f"c-{mark}": condition_of(f"c-{mark}")}
+
+
+# Step, what it chooses from the study so far, and whether its conditions are answered.
+STEPS = (
+    ("sites", sites_of, False),
+    ("nothing", lambda study: {}, None),
+    ("channels", channels_of, None),
+)
+
+
+def run_steps(study, worker, steps=STEPS, executor=None) -> None:
+    """Has everything measured: what was asked, then what each step chooses."""
+    study.run(worker, executor)
+    for name, choice, generates in steps:
+        if study.chosen(name) is None:
+            study.choose(name, choice(study), generates=generates)
+        study.run(worker, executor)
+
+
+def carry_out_steps(directory: Path | None, plan: StudyPlan, worker=None, extend=False, **options):
+    """Opens, runs and finishes a study with steps; returns what it measured."""
+    with open_study(directory, plan, extend=extend) as study:
+        if not study.is_complete:
+            run_steps(study, worker or FakeWorker(), **options)
+            study.finish()
+        return told(study)
 
 
 def carry_out(directory: Path | None, plan: StudyPlan, worker=None, extend=False, executor=None):

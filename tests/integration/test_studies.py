@@ -305,10 +305,10 @@ def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words
     manifest = (place / "study" / "manifest.json").read_bytes()
     plans, start = [], Worker.__init__
 
-    def see(worker, loaded, task, plan, spec, tell, arrived):
+    def see(worker, loaded, task, plan, spec, tell, **known):
         plans.append((plan.batch_size, plan.memory_gib))
         assert (spec["rows_per_batch"], spec["memory_gib"]) == plans[-1]
-        start(worker, loaded, task, plan, spec, tell, arrived)
+        start(worker, loaded, task, plan, spec, tell, **known)
 
     capsys.readouterr()
     goes_on = [word for word in GOOD if not word.startswith("--memory")]

@@ -9,12 +9,14 @@ import pytest
 from noisescope.records import CLEAN, Record
 
 RECORD = Record(
-    "L1", 2, "a", 7, 0.1 + 0.2, -1e-300, 5 / 7, True, 1.5, 2.5, 3.25, "g", "42", False, 0
+    "L1", 2, "a", 7, 0.1 + 0.2, -1e-300, 5 / 7, True, 1.5, 2.5, 3.25, "g", "42", False, 0, (4, 2)
 )
 
 
 def test_a_record_survives_json_to_the_last_bit():
     assert Record.from_json(json.loads(json.dumps(RECORD.as_json()))) == RECORD
+    empty = dataclasses.replace(RECORD, answer_ids=())
+    assert Record.from_json(json.loads(json.dumps(empty.as_json()))) == empty
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -20,6 +20,8 @@ from noisescope.analyse.verdict import (
 from noisescope.errors import InputError
 from noisescope.records import Record
 
+_NO_ANSWERS = "inconclusive: nothing was generated under this noise; see the KL"
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -44,6 +46,7 @@ def analyse(
     records: Sequence[Record],
     *,
     among: Sequence[str] | None = None,
+    families: Sequence[Sequence[str]] | None = None,
     reserve: Sequence[str] | None = None,
     accuracy_margin: float = ACCURACY_MARGIN,
     kl_margin: float = KL_MARGIN,
@@ -52,7 +55,11 @@ def analyse(
 
     Args:
         records: The clean model's and the conditions'; in any order, complete or not.
-        among: The conditions that compete for the worst; None: all.
+        among: The conditions that compete for the worst; None: all. For the worst by accuracy only
+            those under which something was generated do.
+        families: The conditions that are judged together: within each family harm is told at 5 %
+            over all of them (Holm), and one family does not change another's verdicts. What none
+            names is a family of its own; None: all are one.
         reserve: Samples that a search held back, which then give the worst one's loss.
         accuracy_margin: Loss of accuracy that is still no harm, as a share; 0.01 is one point.
         kl_margin: KL that is still no harm, in nats per token.
@@ -65,12 +72,16 @@ def analyse(
     table = Table(records)
     names = [name for name in table.conditions if len(table.block(name))]
     competing = names if among is None else [name for name in among if name in names]
-    by_accuracy = _accuracy_verdicts(table, names, accuracy_margin)
-    by_kl = verdicts({name: _kl_losses(table, name) for name in names}, "kl", kl_margin)
+    answered = [name for name in competing if table.has_answers(name)]
+    by_accuracy: dict[str, Verdict] = {}
+    by_kl: dict[str, Verdict] = {}
+    for family in _split(names, families or ()):
+        by_accuracy |= _accuracy_verdicts(table, family, accuracy_margin)
+        by_kl |= verdicts({name: _kl_losses(table, name) for name in family}, "kl", kl_margin)
     return Analysis(
         baseline_accuracy=table.baseline_accuracy,
         summaries=tuple(table.summary(n, by_accuracy[n], by_kl[n]) for n in names),
-        worst_accuracy=worst_by_accuracy(table, competing, reserve),
+        worst_accuracy=worst_by_accuracy(table, answered, reserve),
         worst_kl=worst_by_kl(table, competing, reserve),
         notes=_notes(table),
     )
@@ -82,14 +93,23 @@ def _check_margin(measure: str, margin: float, most: float) -> None:
         raise InputError(f"{measure} margin {margin!r}: give a number {accepted}")
 
 
+def _split(names: Sequence[str], families: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns the names by family; what no family names makes the last."""
+    parts = [[name for name in names if name in family] for family in map(set, families)]
+    named = {name for part in parts for name in part}
+    return [*parts, [name for name in names if name not in named]]
+
+
 def _accuracy_verdicts(table: Table, names: Sequence[str], margin: float) -> dict[str, Verdict]:
     baseline = table.baseline_accuracy
     if baseline > 0:
         losses = {
             name: Losses(table.accuracy_drops(name), table.groups(table.block(name).samples))
             for name in names
+            if table.has_answers(name)
         }
-        return verdicts(losses, "accuracy", margin)
+        unknown = unknown_verdict("accuracy", margin, _NO_ANSWERS)
+        return dict.fromkeys(names, unknown) | verdicts(losses, "accuracy", margin)
     reason = "inconclusive: nothing was generated, so there is no accuracy; see the KL"
     if baseline == 0:
         reason = "inconclusive: the clean model answers no question right; see the KL"

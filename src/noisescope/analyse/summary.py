@@ -14,7 +14,8 @@ class Summary:
     Attributes:
         condition: Its name.
         accuracy: Share of right answers over samples and draws; NaN where nothing was generated.
-        accuracy_drop: Clean minus noisy accuracy, paired; lower is better, 0 for identical answers.
+        accuracy_drop: Clean minus noisy accuracy, paired; lower is better, 0 for identical answers,
+            unknown where nothing was generated.
         degradation: (baseline - accuracy) / baseline on the same samples; NaN where the baseline
             is 0 or unknown.
         kl_nats: KL(clean || noisy) in nats per token; lower is better, 0 for identical models.

@@ -124,6 +124,10 @@ class Table:
         """Share of samples that the clean model answers right; NaN where nothing was generated."""
         return mean_of(self.clean_values("is_right", list(self._order)))
 
+    def has_answers(self, condition: str) -> bool:
+        """Tells whether anything was generated under a condition, among what is complete."""
+        return bool(np.isfinite(self.values(condition, "is_right")).any())
+
     def accuracy_drops(self, condition: str, block: Block | None = None) -> NDArray[np.float64]:
         """Returns clean minus noisy correctness as [K, N]: 1, 0 or -1."""
         at = self.block(condition) if block is None else block

@@ -1,4 +1,4 @@
-"""The diagnosis: which layers, operators or sites a model can least afford error in."""
+"""The diagnosis: which operators, layers, sites and channels a model can least afford error in."""
 
 from noisescope.diagnose.carry_out import Options
 from noisescope.diagnose.kinds import (
@@ -7,5 +7,14 @@ from noisescope.diagnose.kinds import (
     diagnose_sites,
     probe,
 )
+from noisescope.diagnose.whole import diagnose_channels, diagnose_model
 
-__all__ = ["Options", "diagnose_layers", "diagnose_operators", "diagnose_sites", "probe"]
+__all__ = [
+    "Options",
+    "diagnose_channels",
+    "diagnose_layers",
+    "diagnose_model",
+    "diagnose_operators",
+    "diagnose_sites",
+    "probe",
+]

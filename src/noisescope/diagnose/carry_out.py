@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from noisescope.analyse import Round
+from noisescope.diagnose.follow import Follow, conditions_of
+from noisescope.diagnose.question import Question
 from noisescope.errors import DoseWarning, InputError, NoisescopeError, NoisescopeWarning
-from noisescope.measure import Condition, Plan, Progress, Record, Unit, Worker, samples_per_unit
+from noisescope.measure import (
+    Condition,
+    Plan,
+    ProfileOptions,
+    Progress,
+    Record,
+    Unit,
+    Worker,
+    samples_per_unit,
+)
 from noisescope.measure.attest import weak_dose_note
 from noisescope.measure.memory import default_gib
 from noisescope.measure.run import ROWS_PER_UNIT
 from noisescope.measure.steps import end_tokens
 from noisescope.models import LoadedModel
-from noisescope.noise import ErrorModel
 from noisescope.study import (
     ENDING,
     Diagnosis,
@@ -23,6 +33,7 @@ from noisescope.study import (
     Margins,
     Study,
     StudyPlan,
+    Told,
     conditions_json,
     discard,
     fingerprints_of,
@@ -30,6 +41,7 @@ from noisescope.study import (
     make_units,
     next_step,
     open_study,
+    read_told,
     sample_keys,
     scoring_of,
     worker_spec,
@@ -59,6 +71,8 @@ class Options:
         executor: Who carries out the units; None: this process.
         source: Where model and data came from, so that another process can load them, too.
         progress: Told what runs.
+        predict: Whether prediction is put beside measurement, and chooses where to measure more.
+        profile: How far the prediction goes.
     """
 
     draws: int = 1
@@ -72,6 +86,8 @@ class Options:
     executor: Executor | None = None
     source: Mapping[str, Any] | None = None
     progress: Progress | None = None
+    predict: bool = True
+    profile: ProfileOptions = field(default_factory=ProfileOptions)
 
     def plan(self, conditions: Sequence[Condition] = ()) -> Plan:
         """Returns the plan of these conditions; raises InputError for a number out of range."""
@@ -83,33 +99,6 @@ class Options:
             self.memory_gib,
             generates=not self.search,
         )
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a diagnosis asks: its conditions, and how the report names what was asked.
-
-    Attributes:
-        kind: `layers`, `sites` or `operators`.
-        conditions: What is measured.
-        error_model: What is added.
-        operators: The operators that are meant.
-        config: What else was asked, for the result file.
-        scope: Options that only say which conditions there are; an extension changes them.
-        layers: Layers of each condition, where it does not cover the whole model.
-        among: The conditions that compete for the worst; None: all.
-        notes: What the user should hear, one line each.
-    """
-
-    kind: str
-    conditions: tuple[Condition, ...]
-    error_model: ErrorModel
-    operators: tuple[str, ...]
-    config: Mapping[str, Any]
-    scope: Mapping[str, Any]
-    layers: Mapping[str, tuple[int, ...]]
-    among: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
 
 
 def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Options) -> Diagnosis:
@@ -130,9 +119,10 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
     with open_study(out, asked, options.extend) as study:
         if study.opening and options.progress is not None:
             options.progress(study.opening, *study.progress)
+        told = Told()
         if not study.is_complete:
             try:
-                _measure(study, question, loaded, task, options)
+                told = _measure(study, question, loaded, task, options)
             except NoisescopeError:
                 if study.directory is not None and not study.opening and not study.records:
                     discard(study.directory, with_directory=not was_there)
@@ -141,14 +131,16 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         weak = weak_dose_note(study.witnesses)
         if weak is not None:
             warnings.warn(weak, DoseWarning, stacklevel=4)
+        if study.directory is not None:
+            told = read_told(study.directory)
         return make_diagnosis(
-            study.plan, study.records, study.witnesses, study.notes, options.margins
+            study.plan, study.records, study.witnesses, study.notes, options.margins, told
         )
 
 
 def _measure(
     study: Study, question: Question, loaded: LoadedModel, task: Task, options: Options
-) -> None:
+) -> Told:
     asked = _within_limits(study.plan, options)
     plan = Plan(
         question.conditions,
@@ -166,15 +158,22 @@ def _measure(
             progress(ENDING if study.is_ending else what, done + share, total)
 
     spec = worker_spec(asked, options.source)
-    worker = Worker(loaded, task, plan, spec, tell, arrived=_arrived(study))
+    worker = Worker(
+        loaded, task, plan, spec, tell, arrived=_arrived(study), clean_answers=study.clean_answers
+    )
     if not study.plan.is_adaptive:
+        chosen = list(study.plan.chosen)
+        worker.add(conditions_of(study.plan.conditions, chosen, question.error_model))
         study.run(worker, options.executor, options.progress)
-        return
+        if not study.plan.has_steps:
+            return Told()
+        return Follow(study, worker, question, loaded, options.executor, progress).run()
 
     def next_units(records: Sequence[Record]) -> list[Unit]:
         return _round_units(study.plan, records)
 
     study.run_rounds(worker, next_units, options.executor, options.progress)
+    return Told()
 
 
 def _within_limits(plan: StudyPlan, options: Options) -> StudyPlan:
@@ -221,6 +220,12 @@ def _round_units(plan: StudyPlan, records: Sequence[Record]) -> list[Unit]:
     return make_units(plan, name, found.samples, found.names, draws, with_clean=False)
 
 
+def _regions(question: Question) -> tuple[str, ...]:
+    """Returns the regions that hold a site that is meant, in running order."""
+    meant = (site for site in question.sites if site.operator in question.operators)
+    return tuple(dict.fromkeys(site.region for site in meant))
+
+
 def _study_plan(
     question: Question, loaded: LoadedModel, task: Task, options: Options, plan: Plan
 ) -> StudyPlan:
@@ -243,7 +248,7 @@ def _study_plan(
             samples_per_unit(plan),
             options.batch_size,
             options.memory_gib or round(default_gib(loaded.model), 3),
-            max(1, ROWS_PER_UNIT // len(question.conditions)),
+            max(1, ROWS_PER_UNIT // max(1, len(question.conditions))),
         ),
         settings={
             "error model": type(question.error_model).__name__,
@@ -253,12 +258,14 @@ def _study_plan(
             "--device": device,
             "--max-new-tokens": max_new_tokens,
             "scoring": scoring_of(task),
+            **question.settings,
         },
         scope=question.scope,
         fingerprints=fingerprints_of(loaded, task),
         versions=versions(),
         generates=plan.generates and task.is_generative,
         is_adaptive=options.search,
+        has_steps=question.is_predicted and not options.search,
         about={
             "config": {
                 "model": str(loaded.path),
@@ -273,6 +280,8 @@ def _study_plan(
                 "max_new_tokens": max_new_tokens,
             },
             "layers": {name: list(layers) for name, layers in question.layers.items()},
+            "operators": operators,
+            "regions": list(_regions(question)),
             "among": None if question.among is None else list(question.among),
             "ends_answers": loaded.model.can_generate() and bool(end_tokens(loaded.model)),
             "notes": notes,

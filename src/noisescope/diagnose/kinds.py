@@ -6,14 +6,18 @@ Each is a list of conditions; how they are measured is in carry_out.py.
 from collections.abc import Sequence
 from typing import Any
 
-from noisescope.diagnose.carry_out import Options, Question, carry_out
-from noisescope.errors import SelectionError
+from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps
+from noisescope.diagnose.carry_out import Options, carry_out
+from noisescope.diagnose.choices import choose_parts, choose_sites
+from noisescope.diagnose.question import Question, Step
+from noisescope.errors import InputError, SelectionError
 from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
 from noisescope.inject.probe import list_sites, resolve_operators
 from noisescope.measure import Condition, layer_windows, window_name
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
 from noisescope.study import Diagnosis
+from noisescope.study.steps import PARTS, SITES
 from noisescope.tasks import Task, encode_task
 
 _PROBE_TOKENS = 16
@@ -27,9 +31,11 @@ def diagnose_layers(
     window: int = 3,
     stride: int | None = None,
     operators: str | Sequence[str] = "core",
+    scales: Sequence[float] | str | None = None,
+    until: str | None = None,
     **options: Any,
 ) -> Diagnosis:
-    """Slides a window of noisy layers over the model.
+    """Slides a window of noisy layers over the model; then the predicted worst single sites.
 
     Args:
         loaded: The model.
@@ -38,6 +44,9 @@ def diagnose_layers(
         window: Layers per window.
         stride: Layers between starts; None: the window.
         operators: `core`, `all`, or names.
+        scales: Scales of a dose and response of every window and of all layers; ``"auto"``: chosen
+            by the prediction; None: the avalanche is not looked at.
+        until: A loss whose scale is looked for, such as ``"accuracy=-5%"`` or ``"kl=0.1"``.
         options: See `Options`.
 
     Raises:
@@ -50,9 +59,10 @@ def diagnose_layers(
     chosen.plan()
     step = window if stride is None else stride
     n_layers = find_regions(loaded.model).n_layers
-    windows = layer_windows(n_layers, window, step)
+    windows = windows_of(n_layers, window, stride)
+    steps, settings = _layer_steps(scales, until, chosen)
     inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
-    wanted = _resolve(operators, inside)
+    wanted = resolve(operators, inside)
     conditions = tuple(
         Condition(
             window_name(layers),
@@ -70,6 +80,11 @@ def diagnose_layers(
         scope={"--window": window, "--stride": step},
         layers={window_name(w): w for w in windows},
         notes=_uncovered_note(windows, n_layers),
+        sites=tuple(record.site for record in inside),
+        steps=steps,
+        is_predicted=chosen.predict,
+        profile_options=chosen.profile,
+        settings=settings,
     )
     return carry_out(question, loaded, task, chosen)
 
@@ -89,7 +104,7 @@ def diagnose_operators(
     """
     chosen = Options(**options)
     chosen.plan()
-    wanted = _resolve(operators, probe(loaded, task))
+    wanted = resolve(operators, probe(loaded, task))
     core = tuple(name for name in CORE_OPERATORS if name in wanted)
     sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
     if len(wanted) > 1 and not chosen.search:
@@ -107,6 +122,8 @@ def diagnose_operators(
         scope={},
         layers={},
         among=wanted,
+        is_predicted=chosen.predict,
+        profile_options=chosen.profile,
     )
     return carry_out(question, loaded, task, chosen)
 
@@ -127,7 +144,7 @@ def diagnose_sites(
     chosen = Options(**options)
     chosen.plan()
     records = probe(loaded, task)
-    wanted = _resolve(operators, records)
+    wanted = resolve(operators, records)
     places = dict.fromkeys(
         (r.site.region, r.site.module, r.site.operator)
         for r in records
@@ -153,8 +170,38 @@ def diagnose_sites(
             for region, module, operator in places
             if region.isdigit()
         },
+        is_predicted=chosen.predict,
+        profile_options=chosen.profile,
     )
     return carry_out(question, loaded, task, chosen)
+
+
+def windows_of(n_layers: int, window: int, stride: int | None) -> list[tuple[int, ...]]:
+    """Returns the windows of layers; a stride that is not given is the window."""
+    return layer_windows(n_layers, window, window if stride is None else stride)
+
+
+def _layer_steps(
+    scales: Sequence[float] | str | None, until: str | None, options: Options
+) -> tuple[tuple[Step, ...], dict[str, Any]]:
+    """Returns the steps that follow windows, and the options they go by.
+
+    Raises:
+        InputError: A scale or a loss that cannot be used, or one that a search is to look for.
+    """
+    is_chosen = scales == "auto"
+    if isinstance(scales, str) and not is_chosen:
+        raise InputError(f"scales {scales!r}: give numbers, or 'auto'")
+    given = None if is_chosen else scales
+    avalanche = avalanche_steps(given, until, is_chosen)  # type: ignore[arg-type]
+    if avalanche and (options.search or not options.predict):
+        raise InputError(
+            "the avalanche needs a prediction and every window: leave out --search and --no-predict"
+        )
+    parts = (Step(PARTS, choose_parts),) if avalanche else ()
+    steps = (*parts, Step(SITES, choose_sites), *avalanche)
+    settings = avalanche_settings(given, until)  # type: ignore[arg-type]
+    return steps, settings | ({"--scales": "auto"} if is_chosen else {})
 
 
 def probe(loaded: LoadedModel, task: Task) -> list[SiteRecord]:
@@ -171,7 +218,7 @@ def _uncovered_note(windows: Sequence[Sequence[int]], n_layers: int) -> tuple[st
     return (f"layers in no window: {', '.join(map(str, left))}",) if left else ()
 
 
-def _resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
+def resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
     """Returns the operators that are meant, all of which run somewhere."""
     if not operators:
         raise SelectionError("operators=[] selects nothing: name some, or give 'core' or 'all'.")

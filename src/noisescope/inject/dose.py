@@ -88,6 +88,7 @@ class SiteRecord:
             known), `row` (neither: noise there depends on how the batch was put together).
         is_fused: Seen only inside a fused kernel that was left whole.
         pending: Inputs of the call that runs now whose gradients get error of scale 0.
+        channels: How many its output has, noted where channels or positions are selected.
     """
 
     site: Site
@@ -98,6 +99,7 @@ class SiteRecord:
     rows: str = "token"
     is_fused: bool = False
     pending: int = field(default=0, repr=False)
+    channels: int = field(default=0, repr=False)
     tallies: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def add(self, phase: str, tally: Tensor) -> None:

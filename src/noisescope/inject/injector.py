@@ -21,6 +21,7 @@ from noisescope.inject.calls import (
     write,
 )
 from noisescope.inject.dose import SiteRecord
+from noisescope.inject.elements import Elements, find_mask
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import (
     TensorMap,
@@ -38,6 +39,10 @@ from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 SiteKey = tuple[str, str, str, int]
 
 
+def _everything(value: Tensor, at: Address) -> None:
+    """Restricts nothing."""
+
+
 class Injector:
     """Applies one error model at the sites that `includes` accepts.
 
@@ -47,6 +52,7 @@ class Injector:
         includes: Tells whether a site is selected; asked once per site.
         seed: Key word for tensors of which no rows are known.
         draw: The same.
+        elements: Channels and positions that forward noise is restricted to; None: all.
     """
 
     def __init__(
@@ -56,12 +62,14 @@ class Injector:
         includes: Callable[[Site], bool],
         seed: int = 0,
         draw: int = 0,
+        elements: Elements | None = None,
     ) -> None:
         self.error_model = error_model
         self.phases = phases
         self.includes = includes
         self.seed = seed
         self.draw = draw
+        self.elements = elements
         self.records: dict[SiteKey, SiteRecord] = {}
 
     # Seeing.
@@ -240,14 +248,18 @@ class Injector:
         if "forward" not in self.phases:
             return self._count_on_the_way_back([record], output)
 
+        layout = layouts.get("output", "channels")
+
         def address(value: Tensor) -> Address:
-            layout = layouts.get("output", "channels")
             return self._address(record, rows, value, record.site.word, layout, "forward")
+
+        def mask(value: Tensor, at: Address) -> Tensor | None:
+            return find_mask(self.elements, record, rows, value, layout, at)
 
         if record.site.region == "embed" and not self.error_model.is_null:
             output = for_every_sample(output, rows)
         renormalised = dim if record.site.operator == "softmax" else None
-        noisy = add_error(output, self._perturber(record, "forward", address, renormalised))
+        noisy = add_error(output, self._perturber(record, "forward", address, mask, renormalised))
         return self._count_on_the_way_back([record], noisy)
 
     # Perturbing.
@@ -273,6 +285,7 @@ class Injector:
         record: SiteRecord,
         phase: str,
         address: Callable[[Tensor], Address],
+        mask: Callable[[Tensor, Address], Tensor | None] = _everything,
         renormalised: int | None = None,
     ) -> TensorMap:
         error_model = self.error_model
@@ -281,12 +294,12 @@ class Injector:
             if value.is_sparse:
                 return value  # the gradient of a sparse embedding has no rows to address
             value = value.detach()
+            at = address(value)
+            chosen = mask(value, at)
             if renormalised is not None and not error_model.is_null:
-                noisy, counted = perturb_probabilities(
-                    error_model, value, address(value), renormalised
-                )
+                noisy, counted = perturb_probabilities(error_model, value, at, renormalised, chosen)
             else:
-                noisy, counted = perturb_rows(error_model, value, address(value))
+                noisy, counted = perturb_rows(error_model, value, at, chosen)
             self.note(record, phase, counted)
             return noisy
 

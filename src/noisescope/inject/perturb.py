@@ -4,16 +4,27 @@ Error is a disturbance of the hardware, not a function the model computes: gradi
 unchanged (straight through), as they would on the machine that is being imitated.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisescope.noise import Address, ErrorModel, random_words, tally
+from noisescope.noise import (
+    AbsoluteGaussian,
+    Address,
+    ErrorModel,
+    RelativeGaussian,
+    random_words,
+    tally,
+)
 from noisescope.noise.rounding import round_to
 
 TensorMap = Callable[[Tensor], Tensor]
+
+# Error models of which an element's error depends on no other element.
+_BY_ELEMENT: frozenset[type[ErrorModel]] = frozenset({RelativeGaussian, AbsoluteGaussian})
 
 
 class _AddError(torch.autograd.Function):
@@ -56,26 +67,61 @@ def with_noisy_gradient(value: Tensor, perturb: TensorMap) -> Tensor:
     return result
 
 
-def perturb_rows(error_model: ErrorModel, clean: Tensor, at: Address) -> tuple[Tensor, Tensor]:
+def perturb_rows(
+    error_model: ErrorModel, clean: Tensor, at: Address, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Perturbs a tensor of any shape, row by row; its memory layout is kept.
 
     Args:
         error_model: What is added.
         clean: Any shape and strides; the last axis holds the channels of the address.
         at: Where the elements lie.
+        mask: bool [R, D] or [R, 1], the elements that are meant; None: all. The others keep their
+            value to the last bit.
 
     Returns:
-        The noisy values, always a tensor of its own, and the tally.
+        The noisy values, always a tensor of its own, and the tally of the elements that are meant.
     """
     flat_RD = clean.reshape(len(at), clean.numel() // max(1, len(at)))
-    noisy_RD, counted = error_model.perturb(flat_RD, at)
+    if mask is None:
+        noisy_RD, counted = error_model.perturb(flat_RD, at)
+    else:
+        noisy_RD, counted = _perturb_where(mask, error_model, flat_RD, at)
     if noisy_RD is flat_RD:
         return clean.clone(), counted
     return _shaped_like(clean, noisy_RD), counted
 
 
+def _perturb_where(
+    mask: Tensor, error_model: ErrorModel, y_RD: Tensor, at: Address
+) -> tuple[Tensor, Tensor]:
+    """Returns `ErrorModel.perturb` of the elements that are meant, and its tally of these alone."""
+    if error_model.is_null:
+        return y_RD, _tally_where(mask, y_RD, y_RD, torch.zeros_like(y_RD))
+    if type(error_model) in _BY_ELEMENT:
+        # A tally leaves NaN out: the fused kernel then does all in one pass.
+        noisy_RD, counted = error_model.perturb(y_RD.masked_fill(~mask, math.nan), at)
+        counted = _with_elements(counted, mask, y_RD)
+    else:
+        noisy_RD, _ = error_model.perturb(y_RD, at)
+        wide_RD = y_RD.to(torch.promote_types(y_RD.dtype, torch.float32))
+        counted = _tally_where(mask, y_RD, noisy_RD, error_model.error(wide_RD, at))
+    return torch.where(mask, noisy_RD, y_RD), counted
+
+
+def _tally_where(mask: Tensor, clean: Tensor, noisy: Tensor, error: Tensor) -> Tensor:
+    """Returns the tally of the elements that are meant; all four are [R, D]."""
+    return _with_elements(tally(clean.masked_fill(~mask, math.nan), noisy, error), mask, clean)
+
+
+def _with_elements(counted: Tensor, mask: Tensor, like: Tensor) -> Tensor:
+    """Puts the number of elements that are meant into a tally."""
+    elements = mask.expand(like.shape).sum(dtype=torch.float64)
+    return torch.cat([elements[None], counted[1:]])
+
+
 def perturb_probabilities(
-    error_model: ErrorModel, clean: Tensor, at: Address, dim: int
+    error_model: ErrorModel, clean: Tensor, at: Address, dim: int, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Perturbs the output of a softmax and makes it a distribution again.
 
@@ -88,6 +134,8 @@ def perturb_probabilities(
         clean: Probabilities of any shape; the last axis holds the channels of the address.
         at: Where the elements lie.
         dim: The axis that the softmax ran over.
+        mask: bool [R, D] or [R, 1], the elements that error is added to; None: all. A distribution
+            with none of them keeps its values to the last bit.
 
     Returns:
         The noisy probabilities in the dtype of `clean`, and the tally. The error that was asked for
@@ -98,9 +146,14 @@ def perturb_probabilities(
     wide = clean.to(torch.promote_types(clean.dtype, torch.float32))
     flat_RD = wide.reshape(-1, clean.shape[-1])
     noisy_RD, _ = error_model.perturb(flat_RD, at)
+    if mask is not None:
+        noisy_RD = torch.where(mask, noisy_RD, flat_RD)
     kept = noisy_RD.reshape(clean.shape).clamp_min(0).masked_fill(wide == 0, 0)
     total = kept.sum(dim=dim, keepdim=True)
     asked = torch.where(total > 0, kept / total, wide)
+    if mask is not None:
+        is_meant = mask.expand(flat_RD.shape).reshape(clean.shape).any(dim=dim, keepdim=True)
+        asked = torch.where(is_meant, asked, wide)
     rounded_RD = round_to(
         asked.reshape(flat_RD.shape),
         clean.dtype,
@@ -108,7 +161,10 @@ def perturb_probabilities(
         lambda: random_words(at, flat_RD.shape[1], stream=1),
     )
     noisy = _shaped_like(clean, rounded_RD)
-    return noisy, tally(clean, noisy, asked - wide)
+    if mask is None:
+        return noisy, tally(clean, noisy, asked - wide)
+    flat = (t.reshape(flat_RD.shape) for t in (clean, noisy, asked - wide))
+    return noisy, _tally_where(mask, *flat)
 
 
 def _shaped_like(clean: Tensor, noisy_RD: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from noisescope.inject.calls import (
     write,
 )
 from noisescope.inject.dose import SiteRecord
+from noisescope.inject.elements import find_mask
 from noisescope.inject.injector import for_every_sample
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.operators import Spelling
@@ -279,31 +280,36 @@ class Ride:
     ) -> Tensor:
         record, error_model = mark.record, mark.session.error_model
         layout = layouts.get("output", "channels")
-        at = self._address(piece, mark, output, own, layout)
+        rows, is_own = self._rows_at(piece, mark)
+        known = own if is_own else output
+        at = self._address(piece, mark, rows, is_own, known, layout)
+        mask = find_mask(mark.session.selection.elements, record, rows, known, layout, at)
         if record.site.operator == "softmax" and not error_model.is_null:
-            noisy, tally = perturb_probabilities(error_model, own, at, dim)
+            noisy, tally = perturb_probabilities(error_model, own, at, dim, mask)
         else:
-            noisy, tally = perturb_rows(error_model, own, at)
+            noisy, tally = perturb_rows(error_model, own, at, mask)
         _note(record, tally)
         return noisy
 
+    def _rows_at(self, piece: _Piece, mark: _Mark) -> tuple[Rows, bool]:
+        """Returns the rows that tell where a span lies, and whether they are the span's alone."""
+        span, pass_rows = mark.span, piece.place.rows
+        if span.rows is not None and not (pass_rows is not None and pass_rows.is_mixed):
+            return span.rows, True
+        if pass_rows is None:
+            raise RideError("the pass has no rows")
+        return pass_rows.part(piece.begin, piece.end), False
+
     def _address(
-        self, piece: _Piece, mark: _Mark, output: Tensor, own: Tensor, layout: Layout
+        self, piece: _Piece, mark: _Mark, rows: Rows, is_own: bool, known: Tensor, layout: Layout
     ) -> Address:
         """Returns where the rows of one span lie."""
-        span, record, pass_rows = mark.span, mark.record, piece.place.rows
-        site, operator = record.site.word, record.site.operator
-        if span.rows is not None and not (pass_rows is not None and pass_rows.is_mixed):
-            at, kind = span.rows.address(own, operator, layout, site)
-            begin, end = 0, len(at)
-        elif pass_rows is not None:
-            part = pass_rows.part(piece.begin, piece.end)
-            at, kind = part.address(output, operator, layout, site)
+        span, record = mark.span, mark.record
+        at, kind = rows.address(known, record.site.operator, layout, record.site.word)
+        begin, end = 0, len(at)
+        if not is_own:
             each = len(at) // (piece.end - piece.begin)
-            begin, end = (n - piece.begin for n in (span.begin, span.end))
-            begin, end = begin * each, end * each
-        else:
-            raise RideError("the pass has no rows")
+            begin, end = ((n - piece.begin) * each for n in (span.begin, span.end))
         if kind == "row" and span.end - span.begin != self.batch:
             raise RideError(f"rows of {record.site.name} lose their sample")
         if kind != "token" and record.rows != "row":

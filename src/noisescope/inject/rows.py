@@ -22,7 +22,7 @@ from noisescope.noise import Address
 Layout = Literal["channels", "keys", "transposed"]
 
 # Scores have a channel per (head, key): four million keys fit before the next head's begin.
-_KEYS_PER_HEAD = 1 << 22
+KEYS_PER_HEAD = 1 << 22
 _WORD = 0xFFFFFFFF
 _HEADS_FIRST = frozenset({"matmul", "bmm", "softmax"})
 # Norms of heads may get the heads of all tokens one after the other, as [B*T*H, D].
@@ -197,7 +197,7 @@ class Rows:
         # A sliding window keeps the last keys only: columns are counted from the newest one back. A
         # static cache has columns to spare at the end.
         first_B = self.first_key_B + max(0, self.keys - channels)
-        return head_H * _KEYS_PER_HEAD + first_B[:, None]
+        return head_H * KEYS_PER_HEAD + first_B[:, None]
 
 
 def mix(value: Tensor, position: Tensor) -> Tensor:

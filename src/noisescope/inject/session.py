@@ -12,17 +12,18 @@ from typing import Any, Self
 
 from torch import nn
 
-from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning, SelectionError
+from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning
 from noisescope.inject.coverage import CoverageRow
 from noisescope.inject.dose import Dose, SiteRecord
+from noisescope.inject.fired import check_fired
 from noisescope.inject.injector import Injector, SiteKey
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.selection import (
     Selection,
     check_attention,
     check_modules,
+    check_sites,
     make_selection,
-    matches,
     selected_regions,
 )
 from noisescope.inject.tokens import TokenReader, check_names
@@ -58,12 +59,15 @@ class Session:
         self.selection = selection
         self.attest = attest
         self.regions = find_regions(model)
+        check_sites(selection, model, self.regions)
         self.region_names = selected_regions(selection, self.regions)
         holders = [n for r in self.region_names for n, _ in self.regions.named(r).modules]
         check_modules(selection, model, holders)
         if not error_model.is_null:
             check_attention(selection, model, holders)
-        self._injector = Injector(error_model, selection.phases, selection.includes, seed, draw)
+        self._injector = Injector(
+            error_model, selection.phases, selection.includes, seed, draw, selection.elements
+        )
         self._reader = TokenReader(seed, draw)
         self._tracker = Tracker(self, self._reader)
         self._mode = OperatorMode(self._injector, lambda: self._tracker.place)
@@ -161,7 +165,7 @@ class Session:
         """Raises where the selection never fired; warns where under half of the dose arrived.
 
         Raises:
-            SelectionError: A named operator, layer, module or phase received no noise.
+            SelectionError: Something that is named, from layers to channels, received no noise.
             DoseError: Rounding erased all of the noise of a phase.
         """
         if not self._tracker.passes:
@@ -221,37 +225,6 @@ class Session:
         return self._injector.perturb_output(place.record, place.rows, output, {}, -1)
 
 
-def check_fired(
-    selection: Selection, region_names: Iterable[str], records: Sequence[SiteRecord]
-) -> None:
-    """Raises SelectionError for everything the user named that received no noise."""
-    seen = ", ".join(dict.fromkeys(r.site.operator for r in records)) or "none"
-    advice = f"Operators that ran there: {seen}. List them with 'noisescope sites MODEL'."
-    for phase in selection.phases:
-        fired = [r for r in records if getattr(r, phase)]
-        if not fired and phase == "backward" and any(r.is_selected for r in records):
-            raise SelectionError(
-                "backward noise was asked for, but no backward pass reached a selected site: "
-                "call backward() inside the session, or leave 'backward' out of phases."
-            )
-        ran = "ran" if phase == "forward" else "got a gradient"
-        for operator in selection.operators or ():
-            if not any(r.site.operator == operator for r in fired):
-                raise SelectionError(
-                    f"operator {operator!r} never {ran} in the selection. {advice}"
-                )
-        for layer in region_names if selection.layers is not None else ():
-            if not any(r.site.region == layer for r in fired):
-                raise SelectionError(f"no selected operator {ran} in layer {layer}. {advice}")
-        for pattern in selection.modules or ():
-            if not any(matches(pattern, r.site.module) for r in fired):
-                raise SelectionError(
-                    f"no selected operator {ran} in the modules {pattern!r}. {advice}"
-                )
-        if not fired:
-            raise SelectionError(f"the selection matched no site that ran. {advice}")
-
-
 def inject(
     model: nn.Module,
     error_model: ErrorModel,
@@ -261,6 +234,12 @@ def inject(
     phases: str | Iterable[str] = ("forward",),
     seed: int = 0,
     draw: int = 0,
+    *,
+    sites: str | Iterable[str] | None = None,
+    without: str | Iterable[str] = (),
+    channels: int | Iterable[int] | None = None,
+    without_channels: int | Iterable[int] = (),
+    positions: int | Iterable[int] | None = None,
 ) -> Session:
     """Opens a session: inside the `with` block the model runs with error at the selected sites.
 
@@ -278,14 +257,36 @@ def inject(
         phases: `forward` noise falls on outputs, `backward` on the gradient of every input.
         seed: First key word of the random numbers, 0 to 2**32 - 1.
         draw: Second key word: which realisation of the noise.
+        sites: Names of single sites: ``"model.layers.3.mlp.down_proj:linear"`` for every call of
+            the operator in that module, with ``":0"`` behind it for one call; None: all.
+        without: Names of sites that are left out.
+        channels: Channels of an output that get noise, from 0; None: all. A tensor of heads has
+            those of its heads one after the other; of scores and probabilities the head is the
+            channel. The other elements keep their clean value to the last bit, these get what they
+            would get without the restriction. Forward noise only.
+        without_channels: Channels that get none.
+        positions: Tokens that get noise, by their index within their sample, from 0, padding not
+            counted (padding itself has an index of the tokens beside it); of scores and
+            probabilities, those of the query. Forward noise only.
 
     Returns:
         The session: counts, dose and coverage per site.
 
     Raises:
         SelectionError: The selection names nothing in this model; or, when the block ends, a named
-            operator, layer or phase received no noise.
+            operator, layer, phase, site or channel received no noise; or, while the model runs,
+            positions are selected at a site whose rows belong to no known token.
         InputError: Seed or draw out of range, or something else than an error model.
     """
-    selection = make_selection(layers, operators, modules, phases)
+    selection = make_selection(
+        layers,
+        operators,
+        modules,
+        phases,
+        sites=sites,
+        without=without,
+        channels=channels,
+        without_channels=without_channels,
+        positions=positions,
+    )
     return Session(model, error_model, selection, seed, draw)

@@ -9,6 +9,7 @@ from noisescope.measure.conditions import (
 from noisescope.measure.generate import greedy_answers
 from noisescope.measure.metrics import TokenMetrics, token_metrics
 from noisescope.measure.plan import LARGEST_SEED, Measurement, Plan, Progress
+from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
 from noisescope.measure.run import make_units, measure, samples_per_unit
 from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.unit import Unit, UnitResult
@@ -21,15 +22,18 @@ __all__ = [
     "Condition",
     "Measurement",
     "Plan",
+    "ProfileOptions",
     "Progress",
     "Record",
     "Score",
+    "Texts",
     "TokenMetrics",
     "Unit",
     "UnitResult",
     "Worker",
     "greedy_answers",
     "layer_windows",
+    "make_profile",
     "make_sequences",
     "make_units",
     "measure",

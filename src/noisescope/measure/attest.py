@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from noisescope.errors import DoseError
 from noisescope.inject import Session, Witness, coverage_table
-from noisescope.inject.session import check_fired
+from noisescope.inject.fired import check_fired
 from noisescope.records import CLEAN, Record
 
 _ADVICE = "use a larger scale, float32, or stochastic rounding"

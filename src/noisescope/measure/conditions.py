@@ -1,11 +1,16 @@
 """A condition: an error model and a selection. The clean condition has no error model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from noisescope.errors import InputError
 from noisescope.inject import Selection
-from noisescope.noise import ErrorModel
+from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+
+KNOWN_ERROR_MODELS: Mapping[str, type[ErrorModel]] = {
+    kind.__name__: kind for kind in (RelativeGaussian, AbsoluteGaussian)
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,47 @@ class Condition:
     name: str
     error_model: ErrorModel
     selection: Selection
+
+    @property
+    def can_be_read_back(self) -> bool:
+        """Whether `from_json` knows its error model; one of the user's own it does not."""
+        return KNOWN_ERROR_MODELS.get(type(self.error_model).__name__) is type(self.error_model)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns a dictionary for JSON, without the name."""
+        error_model: Any = self.error_model
+        return {
+            "error_model": {"type": type(error_model).__name__, **asdict(error_model)},
+            "selection": asdict(self.selection),
+        }
+
+    @classmethod
+    def from_json(
+        cls, name: str, entry: Mapping[str, Any], kinds: Iterable[type[ErrorModel]] = ()
+    ) -> Self:
+        """Returns the condition of a dictionary that `as_json` made.
+
+        Args:
+            name: Its name.
+            entry: The dictionary.
+            kinds: Error models of the user's own that it may hold.
+
+        Raises:
+            KeyError: It holds another error model.
+        """
+        known = {**KNOWN_ERROR_MODELS, **{kind.__name__: kind for kind in kinds}}
+        parameters = dict(entry["error_model"])
+        error_model = known[parameters.pop("type")](**parameters)
+        return cls(name, error_model, cls.selection_of(entry))
+
+    @staticmethod
+    def selection_of(entry: Mapping[str, Any]) -> Selection:
+        """Returns the selection of a dictionary that `as_json` made."""
+        chosen = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in entry["selection"].items()
+        }
+        return Selection(**chosen)
 
 
 def layer_windows(n_layers: int, window: int, stride: int) -> list[tuple[int, ...]]:

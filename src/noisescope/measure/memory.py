@@ -16,6 +16,7 @@ _MOST_ROWS = 1024
 # More tokens in one pass do not make it faster, only larger.
 _MOST_TOKENS = 1 << 16
 _AT_HAND_BYTES = 1 << 24
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -75,6 +76,29 @@ def rows_of_decoding(model: Any, tokens: int, gib: float) -> int:
     attention = 4 * tokens * shape["heads"] * (2 * shape["head_width"] + 10)
     each = 2 * tokens * cached + attention + 12 * shape["vocabulary"]
     return _rows(gib, each, 1)
+
+
+def rows_of_profiling(model: Any, tokens: int, gib: float) -> int:
+    """Returns the most rows of so many tokens that go through the layers and back together.
+
+    Args:
+        model: The model.
+        tokens: Of the longest row.
+        gib: What a pass may take.
+    """
+    shape = _shape(model)
+    # What a layer keeps for the way back: outputs that are watched, and what autograd saves.
+    width = 24 * shape["hidden"] + 6 * shape["inner"]
+    attention = 4 * 12 * shape["heads"] * tokens  # of one layer at a time, in float32
+    each = tokens * (shape["layers"] * width * _item_size(model) + attention)
+    return min(_rows(gib, each, tokens), rows_at_hand(model, tokens))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error means that memory ran out; allocators name it in many ways."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _rows(gib: float, bytes_per_row: int, tokens_per_row: int) -> int:

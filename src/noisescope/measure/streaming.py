@@ -43,21 +43,27 @@ class Halves:
         self._forward = type(model).forward
         self._device = next(model.parameters()).device
 
-    def states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Returns the last hidden states [B, T, D]; rows may be more than went in."""
-        with torch.no_grad():
+    def states(self, ids_BT: Tensor, mask_BT: Tensor, has_graph: bool = False) -> Tensor:
+        """Returns the last hidden states [B, T, D]; rows may be more than went in.
+
+        Args:
+            ids_BT: int64 texts.
+            mask_BT: Their mask.
+            has_graph: Whether a backward pass will follow.
+        """
+        with torch.set_grad_enabled(has_graph):
             output = self.inner(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         self._given.kind = type(output)
         states: Tensor = output.last_hidden_state
         return states
 
-    def logits(self, states_ND: Tensor) -> Tensor:
+    def logits(self, states_ND: Tensor, has_graph: bool = False) -> Tensor:
         """Returns the logits [N, V] of tokens of which the states are known."""
         self._given.states = states_ND[:, None]
         try:
             ids_N1 = torch.zeros(len(states_ND), 1, dtype=torch.int64, device=self._device)
             mask_N1 = torch.ones_like(ids_N1)
-            with torch.no_grad():
+            with torch.set_grad_enabled(has_graph):
                 output = self._forward(
                     self._outer, input_ids=ids_N1, attention_mask=mask_N1, use_cache=False
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisescope.inject import OPERATORS, Ride, RideError, Session, Site
+from noisescope.inject import OPERATORS, Ride, RideError, Session
 from noisescope.inject.probe import list_sites
 from noisescope.inject.tracker import is_experts
 from noisescope.measure.sharing import (
@@ -112,6 +112,11 @@ class TakenApart:
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
         return any(kind in _LENGTH_ROPES for kind in _rope_kinds(rope))
 
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether rows lose their sample somewhere, in the experts of a mixture."""
+        return any(is_experts(name, module) for name, module in self.model.named_modules())
+
     def is_shared(self, session: Session | None) -> bool:
         """Tells whether a condition can ride with others."""
         if session is None:
@@ -186,7 +191,7 @@ def _touches_experts(session: Session) -> bool:
     """
     for name in session.region_names:
         for holder, module in session.regions.named(name).modules:
-            if any(_is_selected(session, name, inside) for inside in _experts_in(holder, module)):
+            if any(_is_selected(session, inside) for inside in _experts_in(holder, module)):
                 return True
     return False
 
@@ -198,8 +203,5 @@ def _experts_in(holder: str, module: Any) -> Sequence[str]:
     return [name for name, _ in named if any(f"{name}.".startswith(f"{r}.") for r in roots)]
 
 
-def _is_selected(session: Session, region: str, module: str) -> bool:
-    return any(
-        session.selection.includes(Site(region, module, operator, 0))
-        for operator in _EXPERT_OPERATORS
-    )
+def _is_selected(session: Session, module: str) -> bool:
+    return any(session.selection.touches(module, operator) for operator in _EXPERT_OPERATORS)

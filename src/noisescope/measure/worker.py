@@ -14,6 +14,7 @@ import torch
 from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.inject import RideError, Session
 from noisescope.measure.attest import check_arrived
+from noisescope.measure.conditions import Condition
 from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, Tell, decode
 from noisescope.measure.memory import (
     default_gib,
@@ -22,11 +23,14 @@ from noisescope.measure.memory import (
     rows_of_scoring,
 )
 from noisescope.measure.plan import Plan
+from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
 from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart
 from noisescope.measure.unit import Unit, UnitResult
 from noisescope.models import LoadedModel
+from noisescope.noise import ErrorModel
+from noisescope.profile import Profile
 from noisescope.records import CLEAN, Record
 from noisescope.tasks import Sample, Task, encode_task
 
@@ -52,10 +56,12 @@ class Worker:
         tell: Told what runs, and the share of the unit that is done.
         arrived: Conditions of which noise is known to arrive; the others are checked at their
             first unit.
+        clean_answers: Token ids of the clean answers that are known already, by sample. They and
+            those that the worker decodes are not decoded again, but where a unit wants the clean
+            records themselves.
 
     Raises:
         InputError: The model predicts no next token, or a prompt does not fit it.
-        SelectionError: A condition's selection names nothing.
     """
 
     def __init__(
@@ -66,15 +72,15 @@ class Worker:
         spec: Mapping[str, Any] | None = None,
         tell: Tell | None = None,
         arrived: Iterable[str] = (),
+        clean_answers: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self._loaded, self._task, self._plan, self.spec = loaded, task, plan, spec
+        self._loaded, self._task, self._plan, self._spec = loaded, task, plan, spec
         self._tell = tell
         self._prompts = _encoded(loaded, task)
         self._samples = {sample.name: sample for sample in task.samples}
-        self._sessions = {
-            c.name: Session(loaded.model, c.error_model, c.selection, plan.seed, attest=False)
-            for c in plan.conditions
-        }
+        self._conditions = {c.name: c for c in plan.conditions}
+        self._sessions: dict[str, Session] = {}  # made at first use: there may be hundreds
+        self._clean = {name: tuple(ids) for name, ids in (clean_answers or {}).items()}
         self._gib = plan.memory_gib or default_gib(loaded.model)
         self._apart = TakenApart(loaded.model)
         self._arrived = set(arrived)
@@ -84,26 +90,97 @@ class Worker:
         self._is_plain = False
 
     @property
-    def sessions(self) -> Mapping[str, Session]:
-        """The session of each condition; its records are those of the unit in hand."""
-        return self._sessions
+    def spec(self) -> Mapping[str, Any] | None:
+        """From which another process can make the same worker; None: it cannot."""
+        everyone = self._conditions.values()
+        if self._spec is None or not all(c.can_be_read_back for c in everyone):
+            return None
+        return {**self._spec, "conditions": {c.name: c.as_json() for c in everyone}}
+
+    def add(self, conditions: Iterable[Condition]) -> None:
+        """Makes conditions known that were chosen after the worker was made.
+
+        Raises:
+            ValueError: The name of one is another condition's.
+        """
+        for condition in conditions:
+            if self._conditions.setdefault(condition.name, condition) != condition:
+                raise ValueError(f"{condition.name!r} is the name of another condition")
 
     def __call__(self, unit: Unit) -> UnitResult:
         """Measures a unit.
 
         Raises:
-            SelectionError: A condition's selection never fired.
+            SelectionError: A condition's selection names nothing, or never fired.
             DoseError: Rounding erased all of a condition's noise.
         """
         # Afresh for every unit, or a unit would depend on those before it.
         self._halvings, self._is_plain = 0, False
         while True:
             for name in unit.conditions:
-                self._sessions[name].forget()
+                self._session(name).forget()
             try:
                 return self._measure(unit)
             except (RuntimeError, MemoryError) as error:  # torch's own are RuntimeErrors
                 self._make_smaller(error)
+
+    def clean_texts(self) -> Texts:
+        """Returns every sample with its clean answer; those that are not known are decoded."""
+        names = tuple(self._samples)
+        if not self._task.is_generative:  # a text is scored along itself, from its second token on
+            ids = [self._prompts[name] for name in names]
+            return Texts(names, tuple(i[:1] for i in ids), tuple(i[1:] for i in ids))
+        unknown = [name for name in names if name not in self._clean]
+        if unknown:
+            made = self._decoded(unknown, [Rider(CLEAN, None)], 0, 1)[0]
+            self._clean |= {n: tuple(a.ids) for n, a in zip(unknown, made, strict=True)}
+        prompts = tuple(self._prompts[name] for name in names)
+        return Texts(names, prompts, tuple(self._clean[name] for name in names))
+
+    def profile(self, error_models: Sequence[ErrorModel], options: ProfileOptions) -> Profile:
+        """Returns what backward passes over all samples tell; see `make_profile`."""
+        return make_profile(
+            self._apart,
+            self.clean_texts(),
+            error_models,
+            seed=self._plan.seed,
+            options=options,
+            context_length=self._loaded.context_length,
+            gib=self._gib,
+            most_rows=self._plan.batch_size,
+            tell=self._tell,
+        )
+
+    def run_clean(self) -> None:
+        """Runs the clean model once over every sample and its answer, for whoever watches it."""
+        texts = self.clean_texts()
+        longest = max(len(p) + len(a) for p, a in zip(texts.prompts, texts.answers, strict=True))
+        rows = 1 if self._apart.minds_length else self._rows(longest)
+        rows = min(rows, rows_at_hand(self._loaded.model, longest))
+        for begin in range(0, len(texts.names), rows):
+            self._telling(0.0, 1.0)("looking at channels", begin / len(texts.names))
+            some = slice(begin, begin + rows)
+            sequences = make_sequences(
+                texts.names[some],
+                texts.prompts[some],
+                texts.answers[some],
+                self._apart.device,
+                self._loaded.context_length,
+            )
+            self._apart.run(sequences.ids_BT, sequences.mask_BT)
+
+    def _session(self, name: str) -> Session:
+        """Returns the session of a condition; its records are those of the unit in hand."""
+        if name not in self._sessions:
+            given = self._conditions[name]
+            self._sessions[name] = Session(
+                self._loaded.model,
+                given.error_model,
+                given.selection,
+                self._plan.seed,
+                attest=False,
+            )
+        return self._sessions[name]
 
     def _make_smaller(self, error: RuntimeError | MemoryError) -> None:
         """Prepares a plainer attempt, or raises where there is none."""
@@ -140,11 +217,11 @@ class Worker:
 
     def _measure(self, unit: Unit) -> UnitResult:
         riders = [
-            Rider(name, self._sessions[name], draw)
+            Rider(name, self._session(name), draw)
             for name in unit.conditions
             for draw in unit.draws
         ]
-        answers = self._answers(unit, riders if unit.generates else [])
+        answers = self._answers(unit, riders)
         scores = self._scores(unit, riders, answers[0] if answers else None)
         records: list[Record] = []
         for n, rider in enumerate([Rider(CLEAN, None), *riders]):
@@ -156,6 +233,8 @@ class Worker:
             if name not in self._arrived:
                 check_arrived(name, self._sessions[name])
                 self._arrived.add(name)
+        if answers:
+            self._clean |= {s: tuple(a.ids) for s, a in zip(unit.samples, answers[0], strict=True)}
         notes = [PLAIN_NOTE] if riders and not self._is_shared else []
         notes += [MEMORY_NOTE] if self._halvings else []
         return UnitResult(unit.name, tuple(records), witnesses, tuple(notes))
@@ -165,10 +244,36 @@ class Worker:
         return self._apart.can_share and not self._is_plain
 
     def _answers(self, unit: Unit, riders: Sequence[Rider]) -> list[list[Answer]]:
-        """Returns the clean answers and each rider's; none where nothing is generated."""
+        """Returns the clean answers and, if the unit generates, each rider's; none of texts.
+
+        Who decodes together does not depend on what is known, so neither does an answer.
+        """
         if not self._task.is_generative:
             return []
-        prompts = [Prompt(name, tuple(self._prompts[name])) for name in unit.samples]
+        clean, noisy = Rider(CLEAN, None), riders if unit.generates else []
+        unknown = self._unknown(unit)
+        whole = bool(unknown) + len(noisy)
+        if unit.with_clean:
+            return self._decoded(unit.samples, [clean, *noisy], 0, whole)
+        made = self._decoded(unknown, [clean], 0, whole)[0] if unknown else []
+        found = dict(zip(unknown, made, strict=True))
+        answers = [found.get(n) or Answer(list(self._clean[n])) for n in unit.samples]
+        return [answers, *self._decoded(unit.samples, noisy, bool(unknown), whole)]
+
+    def _unknown(self, unit: Unit) -> list[str]:
+        """Returns the samples whose clean answers are decoded."""
+        if not self._task.is_generative:
+            return []
+        # Clean records tell more than the tokens.
+        return [name for name in unit.samples if unit.with_clean or name not in self._clean]
+
+    def _decoded(
+        self, samples: Sequence[str], everyone: Sequence[Rider], before: int, whole: int
+    ) -> list[list[Answer]]:
+        """Returns each rider's answers; `before` and `whole` count riders, for the progress."""
+        if not everyone:
+            return []
+        prompts = [Prompt(name, tuple(self._prompts[name])) for name in samples]
         longest = max(len(p.ids) for p in prompts) + self._task.max_new_tokens
         if self._loaded.context_length is not None:
             longest = min(longest, self._loaded.context_length)
@@ -179,15 +284,14 @@ class Worker:
             prompt_rows=self._rows(max(len(p.ids) for p in prompts)),
             is_by_prompt=self._apart.minds_length,
         )
-        everyone = [Rider(CLEAN, None), *riders]
         found: dict[int, list[Answer]] = {}
-        whole = len(everyone) / (1 - _SCORING_SHARE)
+        share = (1 - _SCORING_SHARE) / whole
         for group in self._parties(everyone, min(limits.rows, limits.prompt_rows)):
             boardings = [
                 Boarding(everyone[n], self._apart.first_region(everyone[n].session)) for n in group
             ]
             entries = self._apart.prompt_entries if len(group) > 1 and self._is_shared else None
-            tell = self._telling(len(found) / whole, len(group) / whole)
+            tell = self._telling(share * (before + len(found)), share * len(group))
             made = decode(self._loaded.model, prompts, boardings, limits, entries, tell)
             found |= dict(zip(group, made, strict=True))
         return [found[n] for n in range(len(everyone))]
@@ -200,11 +304,12 @@ class Worker:
             n for n, rider in enumerate(everyone) if self._apart.must_ride_alone(rider.session)
         ]
         together = [n for n in range(len(everyone)) if n not in lonely]
-        # In later parties the prompts' clean rows come on top.
+        # The prompts' clean rows come on top where the clean model is not in the party itself.
         size = max(1, rows - 1)
-        later = together[rows:]
-        parties = [together[:rows], *(later[n : n + size] for n in range(0, len(later), size))]
-        return [*parties, *([n] for n in lonely)]
+        first = rows if any(everyone[n].session is None for n in together) else size
+        later = together[first:]
+        parties = [together[:first], *(later[n : n + size] for n in range(0, len(later), size))]
+        return [*filter(None, parties), *([n] for n in lonely)]
 
     def _scores(
         self, unit: Unit, riders: Sequence[Rider], answers: Sequence[Answer] | None
@@ -224,7 +329,8 @@ class Worker:
         block = 1 if self._apart.minds_length else block
         # Neighbours in length pad each other little.
         order = sorted(range(len(prompts)), key=lambda n: lengths[n])
-        before = 0.0 if answers is None else 1 - _SCORING_SHARE
+        is_answering = answers is not None and (unit.generates or self._unknown(unit))
+        before = 1 - _SCORING_SHARE if is_answering else 0.0
         for begin in range(0, len(order), block):
             self._telling(before, 1 - before)("scoring", begin / len(order))
             part = order[begin : begin + block]
@@ -294,6 +400,7 @@ class Worker:
             answer=text,
             is_cut=answer.is_cut,
             close_calls=answer.close_calls,
+            answer_ids=tuple(answer.ids) if record.condition == CLEAN else None,
         )
 
 

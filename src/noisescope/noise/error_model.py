@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from noisescope.errors import InputError
 from noisescope.noise.address import Address
 from noisescope.noise.philox import random_words
 from noisescope.noise.rounding import Rounding, round_to
@@ -49,6 +50,25 @@ class ErrorModel(ABC):
         Returns:
             [R, D] of y's dtype.
         """
+
+    def mean_square(self, y: torch.Tensor) -> torch.Tensor:
+        """Returns the mean square of the error at each value, by which its effect is predicted.
+
+        The error is taken to be independent from element to element, with mean 0.
+
+        Args:
+            y: float32 or float64, any shape.
+
+        Returns:
+            Of y's dtype; any shape that broadcasts to y's.
+
+        Raises:
+            InputError: It is not known for this error model.
+        """
+        raise InputError(
+            f"the mean square of {type(self).__name__} is not known, so nothing can be predicted "
+            "from it: give the class a method mean_square(y)"
+        )
 
     def perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the error in float32 (float64 for float64) and rounds once to y's dtype.

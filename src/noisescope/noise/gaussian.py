@@ -58,6 +58,10 @@ class RelativeGaussian(_Gaussian):
         # Scale first: N(0, 1) * abs(y) could overflow where the error itself does not.
         return standard_normal(at, y_RD.shape[1]).to(y_RD.dtype) * self.scale * y_RD.abs()
 
+    def mean_square(self, y: torch.Tensor) -> torch.Tensor:
+        """Returns (scale * y)^2."""
+        return (self.scale * y).square_()
+
 
 @dataclass(frozen=True)
 class AbsoluteGaussian(_Gaussian):
@@ -73,6 +77,10 @@ class AbsoluteGaussian(_Gaussian):
     def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
         """Returns N(0, 1) * scale."""
         return standard_normal(at, y_RD.shape[1]).to(y_RD.dtype) * self.scale
+
+    def mean_square(self, y: torch.Tensor) -> torch.Tensor:
+        """Returns scale^2."""
+        return torch.full((), self.scale, dtype=y.dtype, device=y.device).square()
 
 
 _ERROR_TYPES: dict[str, type[_Gaussian]] = {

@@ -17,6 +17,7 @@ from noisescope.study.searched import next_step
 from noisescope.study.specs import make_worker, worker_spec
 from noisescope.study.state import StudyState, read_study
 from noisescope.study.study import Study
+from noisescope.study.told import Told, read_told
 from noisescope.study.units import make_units
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "StudyInterrupted",
     "StudyPlan",
     "StudyState",
+    "Told",
     "Worker",
     "check_directory",
     "conditions_json",
@@ -43,6 +45,7 @@ __all__ = [
     "next_step",
     "open_study",
     "read_study",
+    "read_told",
     "sample_keys",
     "scoring_of",
     "worker_spec",

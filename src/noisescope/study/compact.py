@@ -33,7 +33,13 @@ from noisescope.study.gather import Gathered
 from noisescope.study.plan import StudyPlan
 
 RECORDS, WITNESSES, COMPLETE = "records.parquet", "witnesses.json", "complete.json"
-_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ARROW = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    tuple[int, ...]: pa.list_(pa.int64()),
+}
 _ROWS_PER_GROUP = 1 << 16
 
 

@@ -39,7 +39,8 @@ class Differences:
 def compare_plans(there: StudyPlan, now: StudyPlan) -> Differences:
     """Compares the plan of a directory with the one that is asked for now.
 
-    The layout is no difference: it is taken from the directory.
+    The layout is no difference: it is taken from the directory. Nor are the conditions that steps
+    have added, but where one is asked for now under the name of another.
     """
     changed = [
         *_compare("", _whole(there), _whole(now)),
@@ -85,7 +86,11 @@ def reconcile(
 def _extended(manifest: Manifest, now: StudyPlan) -> Manifest:
     old = manifest.plan
     plan = replace(now, layout=old.layout, versions=old.versions)
-    new_names = tuple(name for name in now.conditions if name not in old.conditions)
+    # What a step has added, and is asked for now, is the user's from now on.
+    chosen = {name: step for name, step in old.chosen.items() if name not in now.conditions}
+    conditions = {**now.conditions, **{name: old.conditions[name] for name in chosen}}
+    plan = replace(plan, conditions=conditions, chosen=chosen)
+    new_names = tuple(name for name in now.conditions if name not in old.asked)
     stage = Stage(len(now.samples), now.draws, new_names)
     grows = stage != Stage(len(old.samples), old.draws, ())
     return Manifest(plan, (*manifest.stages, stage) if grows else manifest.stages)
@@ -114,6 +119,7 @@ def _whole(plan: StudyPlan) -> dict[str, Any]:
         "seed": plan.seed,
         "answers generated": plan.generates,
         "search": plan.is_adaptive,
+        "chooses conditions itself": plan.has_steps,
     }
 
 
@@ -143,7 +149,7 @@ def _changed_samples(there: StudyPlan, now: StudyPlan) -> Iterator[str]:
 
 
 def _changed_conditions(there: StudyPlan, now: StudyPlan) -> Iterator[str]:
-    gone = [name for name in there.conditions if name not in now.conditions]
+    gone = [name for name in there.asked if name not in now.conditions]
     if gone:
         yield f"conditions: {_names(gone)} there, not now"
     changed = [n for n, c in there.conditions.items() if now.conditions.get(n, c) != c]
@@ -159,7 +165,7 @@ def _added(there: StudyPlan, now: StudyPlan) -> Iterator[str]:
         yield _differ("samples", len(there.samples), len(now.samples))
     if now.draws > there.draws:
         yield _differ("draws", there.draws, now.draws)
-    new = [name for name in now.conditions if name not in there.conditions]
+    new = [name for name in now.conditions if name not in there.asked]
     if new:
         yield f"conditions: {_names(new)} now, not there"
     yield from _compare("", there.scope, now.scope)

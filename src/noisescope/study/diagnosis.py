@@ -12,8 +12,10 @@ from noisescope.analyse import Analysis, Summary, Winner, Worst, analyse, unknow
 from noisescope.inject import Witness
 from noisescope.measure import measurement_notes
 from noisescope.records import CLEAN, Record
+from noisescope.study.findings import Findings, find
 from noisescope.study.plan import StudyPlan
 from noisescope.study.searched import GIVEN_UP_NOTE, judged_on_reserve, searched_winner
+from noisescope.study.told import Told
 
 _KL_ALONE = "a search goes by KL alone, and nothing was generated under noise"
 
@@ -43,6 +45,8 @@ class Diagnosis:
         notes: What the user should hear, one line each.
         winner: Of a search that is finished: the worst condition as it names it.
         margins: The losses that are still no harm.
+        told: What the clean model told: the profile, and what its channels look like.
+        findings: Prediction beside measurement, blame, and the avalanche.
     """
 
     plan: StudyPlan
@@ -52,10 +56,12 @@ class Diagnosis:
     notes: tuple[str, ...]
     winner: Winner | None = None
     margins: Margins = field(default_factory=Margins)
+    told: Told = field(default_factory=Told)
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def kind(self) -> str:
-        """`layers`, `sites` or `operators`."""
+        """`diagnose`, `layers`, `sites`, `operators` or `channels`."""
         return self.plan.kind
 
     @property
@@ -77,8 +83,19 @@ class Diagnosis:
 
     @property
     def summaries(self) -> tuple[Summary, ...]:
-        """One per condition, in order."""
-        return self.analysis.summaries
+        """One per condition that was asked for, in order."""
+        asked = self.plan.asked
+        return tuple(s for s in self.analysis.summaries if s.condition in asked)
+
+    @property
+    def chosen(self) -> Mapping[str, tuple[Summary, ...]]:
+        """One per condition that a step of the study chose, step by step."""
+        found: dict[str, list[Summary]] = {}
+        for summary in self.analysis.summaries:
+            step = self.plan.chosen.get(summary.condition)
+            if step is not None:
+                found.setdefault(step, []).append(summary)
+        return {step: tuple(summaries) for step, summaries in found.items()}
 
     @property
     def worst_accuracy(self) -> Worst:
@@ -103,8 +120,13 @@ def make_diagnosis(
     witnesses: Mapping[str, Witness],
     notes: Sequence[str],
     margins: Margins | None = None,
+    told: Told | None = None,
 ) -> Diagnosis:
     """Makes a diagnosis of what a study has measured, complete or not.
+
+    Only conditions that the user asked for compete for the worst, or those of them that `among`
+    names in the plan's `about`. Harm is told at 5 % over all that were asked for, and again over
+    all that one step added: what it adds does not change the verdicts on the others.
 
     Args:
         plan: The study's.
@@ -112,6 +134,7 @@ def make_diagnosis(
         witnesses: Of each condition.
         notes: What the units had to say.
         margins: The losses that are still no harm.
+        told: What the clean model told, kept beside the records.
 
     Raises:
         InputError: A margin that is not positive.
@@ -120,7 +143,8 @@ def make_diagnosis(
     winner = searched_winner(plan, records) if plan.is_adaptive else None
     analysis = analyse(
         records,
-        among=plan.about.get("among"),
+        among=_competing(plan),
+        families=plan.families,
         reserve=winner.reserve if winner is not None and winner.reserve else None,
         accuracy_margin=margins.accuracy,
         kl_margin=margins.kl_nats,
@@ -132,17 +156,34 @@ def make_diagnosis(
     noted = records
     if not plan.about.get("ends_answers", True):  # every answer is cut, which is no news
         noted = [replace(record, is_cut=None) for record in records]
-    told = [
+    lines = [
         *plan.about["notes"],
         *measurement_notes(noted, witnesses, plan.about["config"]["max_new_tokens"]),
         *notes,
     ]
     if not plan.is_adaptive:  # a search leaves records out on purpose
-        told += analysis.notes
+        lines += analysis.notes
     elif winner is not None:
-        told += [] if winner.is_full_sweep else [GIVEN_UP_NOTE]
-        told += filter(None, [winner.caution])
-    return Diagnosis(plan, tuple(records), dict(witnesses), analysis, tuple(told), winner, margins)
+        lines += [] if winner.is_full_sweep else [GIVEN_UP_NOTE]
+        lines += filter(None, [winner.caution])
+    kept = told or Told()
+    return Diagnosis(
+        plan,
+        tuple(records),
+        dict(witnesses),
+        analysis,
+        tuple(lines),
+        winner,
+        margins,
+        kept,
+        find(plan, records, kept, analysis.summaries),
+    )
+
+
+def _competing(plan: StudyPlan) -> Sequence[str] | None:
+    """Returns who competes for the worst; None: all."""
+    among: Sequence[str] | None = plan.about.get("among")
+    return list(plan.asked) if among is None and plan.chosen else among
 
 
 def _by_kl_alone(analysis: Analysis, margins: Margins) -> Analysis:

@@ -1,31 +1,47 @@
-"""The manifest: the plan of a study and the stages in which it grew, in one sealed file."""
+"""The manifest: the plan of a study and the stages in which it grew, in one sealed file.
 
+A study grows by what its user asks for, or by what a step of its own has chosen from the records:
+then the manifest is written before anything of it is measured, and what stands there is the choice.
+"""
+
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from noisescope.errors import InputError
+from noisescope.records import CLEAN
 from noisescope.study.files import read_sealed, replace_file, seal, sha256, to_json
 from noisescope.study.plan import StudyPlan
 
 MANIFEST = "manifest.json"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How far a plan reached when a study was made, or extended.
+    """How far a plan reached when a study was made, extended, or a step had chosen.
 
     Attributes:
         samples: The first so many of the plan's samples.
         draws: The first so many draws.
-        conditions: Names of the conditions that came with this stage.
+        conditions: Names of the conditions that were asked for, or chosen, with this stage; those
+            that an earlier stage has are not measured again.
+        step: Name of the step that chose them; empty: the user asked for them.
+        generates: Whether they are answered; None: as the plan, False: only scored along the clean
+            answers.
     """
 
     samples: int
     draws: int
     conditions: tuple[str, ...]
+    step: str = ""
+    generates: bool | None = None
+
+    def is_answered(self, plan: StudyPlan) -> bool:
+        """Returns whether the noisy model answers under the conditions of this stage."""
+        return plan.generates and self.generates is not False
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,36 @@ class Manifest:
         lasting = (plan.kind, plan.seed, plan.settings, model, plan.versions, plan.generates)
         return sha256(to_json(lasting))
 
+    def chosen(self, step: str) -> tuple[str, ...] | None:
+        """Returns the names of all conditions that a step chose; None where it was not reached."""
+        return next((s.conditions for s in self.stages if step and s.step == step), None)
+
+    def with_step(
+        self, step: str, conditions: Mapping[str, Any], generates: bool | None = None
+    ) -> Self:
+        """Returns the manifest with the stage of a step.
+
+        Raises:
+            ValueError: A condition's name is taken by another one, or it is there without the
+                answers that are wanted now.
+        """
+        wanted: dict[str, Any] = json.loads(to_json(conditions))
+        plan = self.plan
+        stage = Stage(len(plan.samples), plan.draws, tuple(wanted), step, generates)
+        for name, condition in wanted.items():
+            if plan.conditions.get(name, condition) != condition or name == CLEAN:
+                raise ValueError(f"step {step!r} chose {name!r}, which is another condition here")
+            first = next((s for s in self.stages if name in s.conditions), stage)
+            if stage.is_answered(plan) and not first.is_answered(plan):
+                raise ValueError(f"step {step!r} wants answers under {name!r}, which has none here")
+        new = {name: c for name, c in wanted.items() if name not in plan.conditions}
+        grown = replace(
+            plan,
+            conditions={**plan.conditions, **new},
+            chosen={**plan.chosen, **dict.fromkeys(new, step)},
+        )
+        return replace(self, plan=grown, stages=(*self.stages, stage))
+
     def as_json(self) -> dict[str, Any]:
         """Returns a dictionary for JSON."""
         stages = [asdict(stage) for stage in self.stages]
@@ -57,7 +103,7 @@ class Manifest:
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """Returns the manifest of a dictionary that `as_json` made."""
         stages = (
-            Stage(stage["samples"], stage["draws"], tuple(stage["conditions"]))
+            Stage(**{**stage, "conditions": tuple(stage["conditions"])})
             for stage in entry["stages"]
         )
         return cls(StudyPlan.from_json(entry["plan"]), tuple(stages))

@@ -123,7 +123,8 @@ def _opening(study: Study, added: Sequence[str], extend: bool) -> str:
     elif study.plan.is_adaptive:
         parts.append("goes on where it was")
     else:
-        parts.append(f"{done} of {total} units are kept already")
+        more = "; steps may add more" if study.plan.has_steps else ""
+        parts.append(f"{done} of {total} units are kept already{more}")
     return "; ".join(parts)
 
 

@@ -41,15 +41,18 @@ class Layout:
         rows_per_batch: Rows that go through the model together; None: as memory allows.
         memory_gib: Memory that measuring may take beside the model; None: the worker's choice.
         draws_per_unit: Draws that are measured, and kept, together; None: all.
+        conditions_per_unit: Conditions likewise; None: all that came together.
     """
 
     samples_per_unit: int
     rows_per_batch: int | None = None
     memory_gib: float | None = None
     draws_per_unit: int | None = None
+    conditions_per_unit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_unit", "rows_per_batch", "draws_per_unit"):
+        sizes = ("samples_per_unit", "rows_per_batch", "draws_per_unit", "conditions_per_unit")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}: at least 1 is needed; try 16")
@@ -74,6 +77,10 @@ class StudyPlan:
         versions: Of Python and of the packages that numbers depend on.
         generates: Whether the noisy model answers too, or is scored only.
         is_adaptive: Whether records decide which of the conditions are measured further.
+        has_steps: Whether steps add conditions of their own choice, so that the study is complete
+            only when its driver says so.
+        chosen: The conditions that steps have added so far, each with its step; the others were
+            asked for by the user.
         about: What a report says of the study, such as the model's path. Nothing is measured by it,
             so a study goes on whatever it says.
     """
@@ -90,6 +97,8 @@ class StudyPlan:
     versions: Mapping[str, str] = field(default_factory=dict)
     generates: bool = True
     is_adaptive: bool = False
+    has_steps: bool = False
+    chosen: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +113,18 @@ class StudyPlan:
         name, count = Counter(sample.name for sample in self.samples).most_common(1)[0]
         if count > 1:
             raise InputError(f"{count} samples are named {name!r}: give each its own name")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The conditions that the user asked for."""
+        return {name: c for name, c in self.conditions.items() if name not in self.chosen}
+
+    @property
+    def families(self) -> list[list[str]]:
+        """Names of the conditions that came together: those asked for, then step by step."""
+        steps = dict.fromkeys(self.chosen.values())
+        chosen = ([n for n, step in self.chosen.items() if step == s] for s in steps)
+        return [list(self.asked), *chosen]
 
     def as_json(self) -> dict[str, Any]:
         """Returns a dictionary for JSON, with samples as lists of name, group and digest."""
@@ -132,11 +153,7 @@ def conditions_json(conditions: Iterable[Condition]) -> dict[str, Any]:
     for condition in conditions:
         if condition.name in entries:
             raise InputError(f"two conditions are named {condition.name!r}: give each its own name")
-        error_model: Any = condition.error_model
-        entries[condition.name] = {
-            "error_model": {"type": type(error_model).__name__, **asdict(error_model)},
-            "selection": asdict(condition.selection),
-        }
+        entries[condition.name] = condition.as_json()
     return entries
 
 

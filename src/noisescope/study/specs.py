@@ -8,18 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from noisescope.errors import InputError
-from noisescope.inject import Selection
 from noisescope.measure import Condition, Plan, Worker
+from noisescope.measure.conditions import KNOWN_ERROR_MODELS
 from noisescope.models import load_model
-from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
 from noisescope.study.files import sha256, to_json
 from noisescope.study.identity import fingerprints_of, scoring_of
 from noisescope.study.plan import SampleKey, StudyPlan, sample_keys
 from noisescope.tasks import load_task
-
-_ERROR_MODELS: Mapping[str, type[ErrorModel]] = {
-    kind.__name__: kind for kind in (RelativeGaussian, AbsoluteGaussian)
-}
 
 
 def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -31,7 +26,7 @@ def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, 
             `trust_remote_code`, `data`, `samples` and `max_new_tokens`; None: from memory.
     """
     kinds = {condition["error_model"]["type"] for condition in plan.conditions.values()}
-    if source is None or not kinds <= _ERROR_MODELS.keys():
+    if source is None or not kinds <= KNOWN_ERROR_MODELS.keys():
         return None
     return {
         "source": {**source, **_settled(plan, source)},
@@ -90,7 +85,7 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
             "process that has that function"
         )
     plan = Plan(
-        tuple(_condition(name, entry) for name, entry in spec["conditions"].items()),
+        tuple(Condition.from_json(name, entry) for name, entry in spec["conditions"].items()),
         spec["draws"],
         spec["seed"],
         spec["rows_per_batch"],
@@ -102,14 +97,3 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
 
 def _prompts_fingerprint(samples: Iterable[SampleKey]) -> str:
     return f"sha256:{sha256(to_json([sample.digest for sample in samples]))}"
-
-
-def _condition(name: str, entry: Mapping[str, Any]) -> Condition:
-    """Returns the condition of an entry that `conditions_json` made."""
-    parameters = dict(entry["error_model"])
-    error_model = _ERROR_MODELS[parameters.pop("type")](**parameters)
-    chosen = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in entry["selection"].items()
-    }
-    return Condition(name, error_model, Selection(**chosen))

@@ -23,10 +23,12 @@ class StudyState:
 
     Attributes:
         directory: Where it is kept.
-        plan: Its plan.
+        plan: Its plan, with the conditions that its steps have chosen so far.
         stages: How often it was begun or extended.
+        steps: The steps that have chosen their conditions.
         units_done: Units that are kept.
-        units_total: Units in all; None for a search, which finds them as it goes.
+        units_total: Units in all, of a study with steps so far; None for a search, which finds them
+            as it goes.
         records: What is measured so far, in the plan's order.
         witnesses: Of each condition, summed over the units so far.
         notes: What the units have to say.
@@ -37,6 +39,7 @@ class StudyState:
     directory: Path
     plan: StudyPlan
     stages: int
+    steps: tuple[str, ...]
     units_done: int
     units_total: int | None
     records: tuple[Record, ...]
@@ -68,10 +71,10 @@ def read_study(directory: Path) -> StudyState:
 
 
 def _read(directory: Path) -> StudyState:
-    manifest = read_manifest(directory)
-    if manifest is None:
-        raise InputError(f"{directory} holds no study ({MANIFEST} is missing): name one that does")
+    manifest = _read_manifest(directory)
     finished, contents = read_kept(directory, manifest)
+    # Again: a step may have chosen since, and what it chose be in the journal already.
+    manifest = _read_manifest(directory)
     plan, stages = manifest.plan, len(manifest.stages)
     order = {unit.name: i for i, unit in enumerate(_units(manifest))}
     results = sorted(contents.results, key=lambda r: order.get(r.unit, 0))
@@ -80,7 +83,8 @@ def _read(directory: Path) -> StudyState:
     return StudyState(
         directory=directory,
         plan=plan,
-        stages=stages,
+        stages=sum(not stage.step for stage in manifest.stages),
+        steps=tuple(stage.step for stage in manifest.stages if stage.step),
         units_done=len(order) - len(_units(manifest, finished.stages)) + len(results),
         units_total=None if plan.is_adaptive else len(order),
         records=gathered.records,
@@ -89,6 +93,13 @@ def _read(directory: Path) -> StudyState:
         is_complete=is_complete,
         holder=holder_of(directory),
     )
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise InputError(f"{directory} holds no study ({MANIFEST} is missing): name one that does")
+    return manifest
 
 
 def _units(manifest: Manifest, after: int = 0) -> list[Unit]:

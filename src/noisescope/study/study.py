@@ -4,10 +4,10 @@ What is given to analysis has always passed through JSON, so a study that went o
 one that ran through see the same. Opening one is in `opening`; its files are in their own modules.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from noisescope.errors import InputError
 from noisescope.inject import Witness
@@ -19,9 +19,9 @@ from noisescope.study.gather import Gathered, gather
 from noisescope.study.interrupt import ENDING, Interrupts, StudyInterrupted, hold_interrupts
 from noisescope.study.journal import JOURNAL, Journal, decoded
 from noisescope.study.lock import Lock
-from noisescope.study.manifest import Manifest
+from noisescope.study.manifest import MANIFEST, Manifest, write_manifest
 from noisescope.study.plan import StudyPlan
-from noisescope.study.units import Key, manifest_units, unit_keys, wrong_with
+from noisescope.study.units import Key, manifest_units, stage_units, unit_keys, wrong_with
 
 NextUnits = Callable[[Sequence[Record]], Sequence[Unit]]
 
@@ -92,6 +92,15 @@ class Study:
         return self._gathered().notes
 
     @property
+    def clean_answers(self) -> dict[str, tuple[int, ...]]:
+        """The token ids of the clean answers so far, by sample; a worker need not decode them."""
+        return {r.sample: r.answer_ids for r in self.records if r.answer_ids is not None}
+
+    def chosen(self, step: str) -> tuple[str, ...] | None:
+        """Returns the names of all conditions that a step chose; None where it was not reached."""
+        return self._manifest.chosen(step)
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Units that are kept, and units that are asked for so far."""
         done = sum(unit.name in self._results for unit in self._units)
@@ -148,8 +157,47 @@ class Study:
         self._check_all_asked()
         self._is_searched = True
 
+    def choose(
+        self, step: str, conditions: Mapping[str, Any], *, generates: bool | None = None
+    ) -> None:
+        """Adds the conditions that a step chose, over all samples and draws; `run` measures them.
+
+        The choice is kept before anything of it is measured, and a step chooses once: where the
+        study holds its choice, that one stays, whatever is chosen now. It may rest on everything
+        that was asked for before, which must be measured.
+
+        Args:
+            step: The step's name.
+            conditions: From `conditions_json`; none: the step found nothing to measure. A condition
+                that is there already is not measured again.
+            generates: Whether they are answered; None: as the plan, False: only scored along the
+                clean answers.
+
+        Raises:
+            NoisescopeError: The choice could not be written.
+            ValueError: The plan has no steps, units are missing, or a name is taken by another
+                condition.
+        """
+        if not self.plan.has_steps or self.plan.is_adaptive or not step:
+            raise ValueError(f"step {step!r}: a plan with has_steps and a name are needed")
+        if self.chosen(step) is not None:
+            return
+        done, total = self.progress
+        if self.is_complete or done < total:
+            why = "it is finished" if self.is_complete else f"{done} of {total} units are measured"
+            raise ValueError(f"step {step!r} cannot add to the study now: {why}")
+        grown = self._manifest.with_step(step, conditions, generates)
+        if self.directory is not None:
+            with explained(self.directory / MANIFEST, self._kept()):
+                write_manifest(self.directory, grown)
+        self._manifest = grown
+        self._ask(stage_units(grown, len(grown.stages) - 1))
+
     def finish(self) -> None:
         """Makes the files of a finished study: Parquet in the place of the journal.
+
+        A study with steps is finished when all of them have chosen and are measured, which only its
+        driver knows.
 
         Raises:
             NoisescopeError: They cannot be written; all records are kept all the same.

@@ -1,6 +1,7 @@
 """The units of a plan, and whether what came back is what a unit asked for.
 
-Units are a pure function of the manifest, so a study that goes on asks for the same ones.
+Units are a pure function of the manifest, so a study that goes on asks for the same ones. Their
+names begin with the number of their stage, so that those of two stages never clash.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from noisescope.measure import CLEAN, Record, Unit, UnitResult
-from noisescope.study.manifest import Manifest
+from noisescope.study.manifest import Manifest, Stage
 from noisescope.study.plan import StudyPlan
 
 Key = tuple[str, int, str]  # condition, draw, sample
@@ -20,7 +21,7 @@ def manifest_units(manifest: Manifest, after: int = 0) -> list[Unit]:
     return [
         unit
         for number in range(after, len(manifest.stages))
-        for unit in _stage_units(manifest, number)
+        for unit in stage_units(manifest, number)
     ]
 
 
@@ -31,8 +32,9 @@ def make_units(
     conditions: Sequence[str],
     draws: Sequence[int],
     with_clean: bool,
+    generates: bool | None = None,
 ) -> list[Unit]:
-    """Returns units of conditions x draws over consecutive blocks of samples, and of draws.
+    """Returns units of conditions x draws, over consecutive blocks of each and of samples.
 
     Args:
         plan: Gives the sizes of blocks, and whether units generate.
@@ -41,23 +43,29 @@ def make_units(
         conditions: Names of the noisy conditions.
         draws: Numbers of the realisations.
         with_clean: Whether the clean model's records of these samples are wanted, too; they come
-            with the first of the draws.
+            with the first of the conditions and draws.
+        generates: Whether the noisy model answers; None: as the plan.
     """
     if not samples or not (with_clean or (conditions and draws)):
         return []
     layout = plan.layout
-    blocks = list(_blocks(samples, layout.samples_per_unit))
-    parts = list(_blocks(draws, layout.draws_per_unit)) if conditions and draws else [tuple(draws)]
+    blocks = _blocks(samples, layout.samples_per_unit)
+    parts = [(tuple(conditions), tuple(draws))]
+    if conditions and draws:
+        some = _blocks(conditions, layout.conditions_per_unit)
+        parts = list(product(some, list(_blocks(draws, layout.draws_per_unit))))
     return [
         Unit(
             name=f"{name}-{number}",
             samples=some_samples,
-            conditions=tuple(conditions),
+            conditions=some_conditions,
             draws=some_draws,
-            with_clean=with_clean and some_draws == parts[0],
-            generates=plan.generates,
+            with_clean=with_clean and (some_conditions, some_draws) == parts[0],
+            generates=plan.generates if generates is None else generates,
         )
-        for number, (some_samples, some_draws) in enumerate(product(blocks, parts))
+        for number, (some_samples, (some_conditions, some_draws)) in enumerate(
+            product(blocks, parts)
+        )
     ]
 
 
@@ -109,23 +117,39 @@ def in_order(records: Iterable[Record], plan: StudyPlan) -> list[Record]:
     return sorted(records, key=lambda r: (conditions[r.condition], r.draw, samples[r.sample]))
 
 
-def _stage_units(manifest: Manifest, number: int) -> list[Unit]:
-    """Returns what a stage added: new samples, new conditions of the old ones, and new draws."""
+def stage_units(manifest: Manifest, number: int) -> list[Unit]:
+    """Returns what a stage added: new samples, new conditions of the old ones, and new draws.
+
+    Conditions that are only scored have units of their own, after those of the others.
+    """
     plan, stage = manifest.plan, manifest.stages[number]
     earlier = manifest.stages[:number]
     old_samples, old_draws = (earlier[-1].samples, earlier[-1].draws) if earlier else (0, 0)
-    old = [name for before in earlier for name in before.conditions]
+    # Whether each condition is answered, as it was first asked for or chosen.
+    old = _answered(plan, earlier)
+    everyone = _answered(plan, (*earlier, stage))
+    new = {name: is_answered for name, is_answered in everyone.items() if name not in old}
     names = [sample.name for sample in plan.samples[: stage.samples]]
     draws = range(stage.draws)
     parts = (
-        ("samples", names[old_samples:], [*old, *stage.conditions], draws, True),
-        ("conditions", names[:old_samples], stage.conditions, draws, False),
+        ("samples", names[old_samples:], everyone, draws, True),
+        (stage.step or "conditions", names[:old_samples], new, draws, False),
         ("draws", names[:old_samples], old, draws[old_draws:], False),
     )
-    return [
-        unit
-        for what, samples, conditions, some_draws, with_clean in parts
-        for unit in make_units(
-            plan, f"{number}-{what}", samples, conditions, some_draws, with_clean
-        )
-    ]
+    units = []
+    for what, samples, answered, some_draws, with_clean in parts:
+        as_planned = [name for name in answered if answered[name] == plan.generates]
+        scored = [name for name in answered if answered[name] != plan.generates]
+        base = f"{number}-{what}"
+        units += make_units(plan, base, samples, as_planned, some_draws, with_clean)
+        units += make_units(plan, f"{base}-scored", samples, scored, some_draws, False, False)
+    return units
+
+
+def _answered(plan: StudyPlan, stages: Iterable[Stage]) -> dict[str, bool]:
+    """Returns the conditions of stages, in their order, and whether the noisy model answers."""
+    found: dict[str, bool] = {}
+    for stage in stages:
+        for name in stage.conditions:
+            found.setdefault(name, stage.is_answered(plan))
+    return found

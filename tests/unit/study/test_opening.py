@@ -224,10 +224,10 @@ def test_a_manifest_of_another_schema(directory):
     from noisescope.study.files import seal
 
     directory.mkdir()
-    (directory / "manifest.json").write_bytes(seal({"schema": 2}))
+    (directory / "manifest.json").write_bytes(seal({"schema": 1}))
     (directory / "lock").touch()
     assert refusal(directory, make_plan()).endswith(
-        "manifest.json has schema 2, this noisescope reads 1: use the version that made it, or "
+        "manifest.json has schema 1, this noisescope reads 2: use the version that made it, or "
         "name another directory"
     )
 

@@ -66,6 +66,7 @@ def test_the_parquet_file_holds_what_was_measured(directory):
     for row, record in zip(rows, wanted, strict=True):
         for field in dataclasses.fields(record):
             value = getattr(record, field.name)
+            value = list(value) if isinstance(value, tuple) else value
             is_nan = isinstance(value, float) and math.isnan(value)
             assert row[field.name] == (None if is_nan else value)
             assert type(row[field.name]) is (type(None) if is_nan else type(value))

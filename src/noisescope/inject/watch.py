@@ -1,0 +1,322 @@
+"""Follows forward and backward passes and leaves, at every site, what error there would do.
+
+A watch is a runner like a session, but it changes nothing: every output passes as it is, and its
+gradient, on the way back, is multiplied with it and added up. Weights get no gradients meanwhile.
+Fused attention is taken apart and run again on the way back, so that no probabilities are kept.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from noisescope.inject import attention
+from noisescope.inject.calls import Function, layouts_of, out_of_place, softmax_dim, write
+from noisescope.inject.effects import SiteEffect, effect_of
+from noisescope.inject.injector import SiteKey, for_every_sample
+from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.operators import Spelling
+from noisescope.inject.rows import Layout, Rows
+from noisescope.inject.tokens import TokenReader
+from noisescope.inject.tracker import Place, Tracker
+from noisescope.models import find_regions
+from noisescope.noise import ErrorModel
+
+_KEYS: tuple[Layout, ...] = ("keys", "keys", "channels")
+
+
+class Overwritten(RuntimeError):
+    """The model wrote into an output after it was watched: watch copies instead."""
+
+
+class Watch:
+    """Watches every site of a model while it is open.
+
+    Args:
+        model: The model.
+        error_models: What would be added at each site.
+        copies: Whether outputs are copied, for models that write into them afterwards.
+        operators: Operators that are watched; None: all. Fused attention stays whole where none of
+            its three sites is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        error_models: Sequence[ErrorModel],
+        copies: bool = False,
+        operators: Collection[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.error_models = tuple(error_models)
+        self.copies = copies
+        self.operators = None if operators is None else frozenset(operators)
+        self.seen: dict[SiteKey, bool] = {}  # watched ones; whether a gradient can reach it
+        self.rows: Rows | None = None  # of the pass, where the pass itself does not tell
+        self._effects: dict[SiteKey, SiteEffect] = {}
+        self._class_BT: Tensor | None = None
+        self._grouped: dict[int, tuple[Rows, Rows]] = {}
+        self._regions = find_regions(model)
+        self._tracker = Tracker(self, TokenReader(0, 0))
+        self._mode = OperatorMode(self, lambda: self._tracker.place)
+        self._hooks = ExitStack()
+
+    def begin(self, class_BT: Tensor) -> None:
+        """Tells the classes of the positions of the coming batch, int64; see `POSITION_CLASSES`."""
+        self._class_BT = class_BT
+        self._grouped.clear()
+        self._tracker.reader.names = tuple(range(len(class_BT)))
+
+    def take(self) -> dict[SiteKey, SiteEffect]:
+        """Returns what the backward passes have left since the last time, and begins anew."""
+        taken, self._effects = self._effects, {}
+        return taken
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    stack.callback(parameter.requires_grad_, True)
+                    parameter.requires_grad_(False)
+            names = [region.name for region in self._regions.all]
+            self._tracker.attach(self.model, self._regions, names, stack)
+            self._hooks = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.close()
+        remove_mode(self._mode)
+        self._tracker.reset()
+        self._grouped.clear()
+
+    # What the mode calls.
+
+    def run(
+        self, place: Place, spelling: Spelling, function: Function, args: Any, kwargs: Any
+    ) -> Any:
+        """Runs a call of an operator and watches its output."""
+        key = self._see(place, spelling.operator)
+        if not self._is_watched(spelling.operator):
+            return function(*args, **kwargs)
+        function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
+        site = _SiteLike(spelling.operator, key[3])
+        layouts = layouts_of(site, args, kwargs, self._rows(place))  # type: ignore[arg-type]
+        dim = softmax_dim(args, kwargs) if spelling.operator == "softmax" else None
+        layout = layouts.get("output", "channels")
+        result = self._watch(place, key, function(*args, **kwargs), layout, dim)
+        return result if target is None else write(target, result)
+
+    def run_attention(
+        self, place: Place, function: Function, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs fused attention in its three steps; they run a second time on the way back."""
+        keys = [self._see(place, operator) for operator in attention.SITE_OPERATORS]
+        if not any(map(self._is_watched, attention.SITE_OPERATORS)):
+            return function(*args, **kwargs)
+        rows = self._rows(place)
+
+        def run(step: int, compute: Function, *inputs: Any) -> Tensor:
+            output: Tensor = compute(*inputs)
+            if not self._is_watched(keys[step][2]):
+                return output
+            if not output.requires_grad:
+                output = _beginning(output)
+            dim = -1 if step == 1 else None
+            return self._passed(rows, keys[step], output, _KEYS[step], dim, is_saved=True)
+
+        def attend(*tensors: Any) -> Tensor:
+            return attention.attend(*tensors, **kwargs, run=run)
+
+        return checkpoint(attend, *args, use_reentrant=False, preserve_rng_state=False)
+
+    def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the arguments: weights are not watched."""
+        return args
+
+    # What the tracker calls.
+
+    def enter_region(self) -> None:
+        """Turns the mode on."""
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave_region(self) -> None:
+        """Turns it off."""
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def before_module(self, place: Place, module: nn.Module, args: Any) -> None:
+        """Notes a module that is an operator as a whole."""
+        place.marks = [self._see(place, str(place.operator))]
+
+    def after_module(self, place: Place, module: nn.Module, output: Any) -> Any:
+        """Watches its output."""
+        if not self._is_watched(str(place.operator)):
+            return None
+        dim = -1 if place.operator == "softmax" else None
+        return self._watch(place, place.marks[0], output, "channels", dim)
+
+    # Watching.
+
+    def _see(self, place: Place, operator: str) -> SiteKey:
+        key = (place.region, place.module, operator, place.next_index(operator))
+        if self.operators is None or operator in self.operators:
+            self.seen.setdefault(key, False)
+        return key
+
+    def _is_watched(self, operator: str) -> bool:
+        return torch.is_grad_enabled() and (self.operators is None or operator in self.operators)
+
+    def _rows(self, place: Place) -> Rows | None:
+        return self.rows if self.rows is not None else place.rows
+
+    def _watch(
+        self, place: Place, key: SiteKey, output: Any, layout: Layout, dim: int | None
+    ) -> Any:
+        """Watches an output; of several, the first."""
+        if isinstance(output, tuple) and output:
+            return (self._watch(place, key, output[0], layout, dim), *output[1:])
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        rows = self._rows(place)
+        if place.region == "embed":
+            output = for_every_sample(output, rows)
+        if not output.requires_grad:  # nothing before it can be watched
+            output = _beginning(output)
+        return self._passed(rows, key, output, layout, dim, is_saved=False)
+
+    def _passed(
+        self,
+        rows: Rows | None,
+        key: SiteKey,
+        output: Tensor,
+        layout: Layout,
+        dim: int | None,
+        is_saved: bool,
+    ) -> Tensor:
+        """Returns the output, whose gradient will be seen.
+
+        Args:
+            rows: Of the pass.
+            key: The site.
+            output: Its output.
+            layout: What the last axis holds.
+            dim: The axis of a softmax.
+            is_saved: Whether the value is handed to autograd, which a checkpoint computes again.
+        """
+        self.seen[key] = True
+
+        def note(value: Tensor, gradient: Tensor) -> None:
+            self._note(rows, key, value, gradient, layout, dim)
+
+        if is_saved:
+            passed: Tensor = _Watched.apply(output, note)  # type: ignore[no-untyped-call]
+            return passed
+        # Detached: a tensor would hold its own hook and never be freed.
+        if self.copies:
+            held, output = output.detach(), output.clone()
+        else:
+            # A view that is written into forgets its hooks; F.linear returns views.
+            output = _without_base(output) if output._is_view() else output
+            held = output.detach()
+        version = held._version
+
+        def on_gradient(gradient: Tensor) -> None:
+            if held._version != version:
+                raise Overwritten(f"{':'.join(map(str, key))} is written into after it ran")
+            note(held, gradient)
+
+        output.register_hook(on_gradient)
+        return output
+
+    @torch.no_grad()
+    def _note(
+        self,
+        rows: Rows | None,
+        key: SiteKey,
+        value: Tensor,
+        gradient: Tensor,
+        layout: Layout,
+        dim: int | None,
+    ) -> None:
+        grouped = self._group(rows, value.device)
+        at, kind = grouped.address(value, key[2], layout, 0)
+        effect = effect_of(
+            value,
+            gradient,
+            self.error_models,
+            at,
+            kind,
+            len(self._class_BT) if self._class_BT is not None else 1,
+            is_keys=layout == "keys",
+            softmax_dim=dim,
+        )
+        held = self._effects.get(key)
+        if held is None:
+            self._effects[key] = effect
+        else:
+            held.add(effect)
+
+    def _group(self, rows: Rows | None, device: torch.device) -> Rows:
+        """Returns rows whose samples are numbered by the batch and whose positions are classes."""
+        if rows is None or self._class_BT is None:
+            return Rows.of_nothing(0, 0, device)
+        known = self._grouped.get(id(rows))
+        if known is None:
+            class_BT = self._class_BT
+            B, T = rows.sample_BT.shape
+            if rows is self.rows:  # tokens one by one: they know their row and class already
+                made = rows
+            else:
+                row_BT = torch.arange(B, device=rows.sample_BT.device)[:, None].expand(B, T)
+                made = replace(
+                    rows,
+                    sample_BT=row_BT,
+                    position_BT=class_BT[:, :T].to(rows.sample_BT.device),
+                    is_named=True,
+                    _maps={},
+                    _parts={},
+                )
+            known = self._grouped[id(rows)] = (rows, made)
+        return known[1]
+
+
+def _beginning(output: Tensor) -> Tensor:
+    """Returns a copy from which gradients are followed; not a leaf: models may write into it."""
+    return output.detach().requires_grad_().clone()
+
+
+def _without_base(output: Tensor) -> Tensor:
+    """Returns the same values in the same memory, as no view of anything."""
+    same: Tensor = torch.ops.aten._unsafe_view(output, list(output.shape))
+    return same
+
+
+class _SiteLike:
+    """What `layouts_of` asks of a site."""
+
+    def __init__(self, operator: str, index: int) -> None:
+        self.operator, self.index = operator, index
+
+
+class _Watched(torch.autograd.Function):
+    """The identity; the gradient is shown, with the value, on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, note: Any) -> Tensor:
+        ctx.note = note
+        ctx.save_for_backward(value)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.note(*ctx.saved_tensors, gradient)
+        return gradient, None

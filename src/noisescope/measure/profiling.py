@@ -1,0 +1,314 @@
+"""Profiles a model: backward passes over a task's samples until the standard error is small.
+
+Every pass adds to sums; no activation outlives its pass. See `gradients` for one batch.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisescope.errors import InputError
+from noisescope.inject.effects import SiteEffect
+from noisescope.inject.injector import SiteKey
+from noisescope.inject.operators import check_operators
+from noisescope.inject.watch import Overwritten, Watch
+from noisescope.measure.gradients import Draws, Effects, backward_effects
+from noisescope.measure.memory import GIB, is_out_of_memory, rows_of_profiling
+from noisescope.measure.score import make_sequences
+from noisescope.measure.seeds import ESTIMATORS, Estimator
+from noisescope.measure.taken_apart import TakenApart
+from noisescope.noise import ErrorModel
+from noisescope.profile import Array, Profile, SiteProfile
+
+_LOGITS_SHARE = 8
+_FEWEST_DRAWS = 4
+
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How far a profile goes.
+
+    Attributes:
+        label_error: Relative standard error that is small enough, for the middle site of all.
+        label_draws: Draws of seeds; None: from 4 on, twice as many as long as the error is too
+            large, up to `most_draws`.
+        most_draws: The most draws.
+        estimator: See `draw_seeds`.
+        operators: Operators whose sites are predicted; None: all. Without those of attention it is
+            attention stays fused, and a pass takes less time.
+    """
+
+    label_error: float = 0.02
+    label_draws: int | None = None
+    most_draws: int = 64
+    estimator: Estimator = "signs"
+    operators: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_draws is not None and self.label_draws < 1:
+            raise InputError(f"label draws {self.label_draws}: at least 1 is needed; try 4")
+        if self.most_draws < _FEWEST_DRAWS:
+            raise InputError(f"most draws {self.most_draws}: at least {_FEWEST_DRAWS} are needed")
+        if not self.label_error > 0:
+            raise InputError(f"label error {self.label_error!r}: more than 0 is needed; try 0.02")
+        if self.estimator not in ESTIMATORS:
+            raise InputError(
+                f"estimator {self.estimator!r}: {' or '.join(map(repr, ESTIMATORS))} is needed"
+            )
+        check_operators(self.operators)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a profile runs over.
+
+    Attributes:
+        names: Names of the samples.
+        prompts: Token ids that are not scored, at least one each.
+        answers: Token ids that are scored.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[Sequence[int], ...]
+    answers: tuple[Sequence[int], ...]
+
+
+def make_profile(
+    apart: TakenApart,
+    texts: Texts,
+    error_models: Sequence[ErrorModel],
+    *,
+    seed: int = 0,
+    options: ProfileOptions | None = None,
+    context_length: int | None = None,
+    gib: float = 1.0,
+    most_rows: int | None = None,
+    tell: Tell | None = None,
+) -> Profile:
+    """Returns the predicted KL of error at every site, alone, in nats per scored token.
+
+    Args:
+        apart: The model.
+        texts: What it runs over.
+        error_models: What would be added.
+        seed: First key word of the random numbers.
+        options: How far to go.
+        context_length: The most tokens that a text may have.
+        gib: Memory that a pass may take beside the model.
+        most_rows: The most rows of a pass.
+        tell: Told what runs, and the share that is done.
+
+    Raises:
+        InputError: An error model whose mean square is not known, or memory for not even one row.
+
+    Source: KL(clean || noisy) = 1/2 sum_i m_i E[g_i^2] to second order; see `inject.effects`.
+    """
+    options = options or ProfileOptions()
+    passes = _Passes(apart, texts, error_models, seed, options, context_length, gib, most_rows)
+    sums = _Sums(tuple(len(answer) for answer in texts.answers), len(error_models))
+    done, wanted = 0, options.label_draws or _FEWEST_DRAWS
+    while True:
+        passes.run(range(done, wanted), sums, tell)
+        done = wanted
+        if options.label_draws is not None or sums.relative_error() <= options.label_error:
+            break
+        if done >= options.most_draws:
+            break
+        wanted = min(options.most_draws, 2 * done)
+    return Profile(
+        sites=sums.site_profiles(passes.seen),
+        without=tuple(_name(key) for key in passes.seen if not sums.has(key)),
+        samples=texts.names,
+        tokens=tuple(len(answer) for answer in texts.answers),
+        error_models=tuple(_error_json(error_model) for error_model in error_models),
+        estimator=options.estimator,
+        label_draws=done,
+        seed=seed,
+    )
+
+
+class _Passes:
+    """Runs batches forward and backward, in smaller ones where memory is short."""
+
+    def __init__(
+        self,
+        apart: TakenApart,
+        texts: Texts,
+        error_models: Sequence[ErrorModel],
+        seed: int,
+        options: ProfileOptions,
+        context_length: int | None,
+        gib: float,
+        most_rows: int | None,
+    ) -> None:
+        self.apart, self.texts, self.error_models = apart, texts, tuple(error_models)
+        self.seed, self.options, self.context_length = seed, options, context_length
+        self.gib = gib
+        longest = max(len(p) + len(a) for p, a in zip(texts.prompts, texts.answers, strict=True))
+        rows = rows_of_profiling(apart.model, longest, gib)
+        alone = apart.minds_length or apart.has_experts
+        self.rows = 1 if alone else min(rows, most_rows or rows)
+        self.copies = False
+        self.seen: dict[SiteKey, None] = {}  # in the order they first ran
+
+    def run(self, draws: range, sums: "_Sums", tell: Tell | None) -> None:
+        """Adds the effects of these draws over all samples."""
+        pairs = zip(self.texts.prompts, self.texts.answers, strict=True)
+        lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+        order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+        order = [n for n in order if len(self.texts.answers[n])]
+        begin = 0
+        while begin < len(order):
+            if tell is not None:
+                tell(f"predicting, draws {draws.start + 1}-{draws.stop}", begin / len(order))
+            some = order[begin : begin + self.rows]
+            effects = self._effects(some, draws)
+            if effects is None:
+                continue
+            sums.add(some, draws, effects)
+            begin += len(some)
+
+    def _effects(self, some: Sequence[int], draws: range) -> list[Effects] | None:
+        """Returns the effects of a batch, or None where a plainer attempt should be made."""
+        texts = self.texts
+        sequences = make_sequences(
+            [texts.names[n] for n in some],
+            [texts.prompts[n] for n in some],
+            [texts.answers[n] for n in some],
+            self.apart.device,
+            self.context_length,
+        )
+        try:
+            with Watch(
+                self.apart.model, self.error_models, self.copies, self.options.operators
+            ) as watch:
+                found = backward_effects(
+                    self.apart,
+                    watch,
+                    sequences,
+                    [len(texts.prompts[n]) for n in some],
+                    Draws(self.seed, tuple(draws), self.options.estimator),
+                    int(self.gib * GIB) // _LOGITS_SHARE,
+                )
+                self.seen |= dict.fromkeys(watch.seen)
+                return found
+        except (RuntimeError, MemoryError) as error:
+            self._make_plainer(error)
+            return None
+
+    def _make_plainer(self, error: RuntimeError | MemoryError) -> None:
+        if isinstance(error, Overwritten) and not self.copies:
+            self.copies = True
+            return
+        if not is_out_of_memory(error):
+            raise error
+        if self.rows <= 1:
+            raise InputError(
+                "memory ran out in a backward pass over one sample: give shorter samples, "
+                "--dtype bfloat16, or a device with more memory"
+            ) from error
+        self.rows //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class _SiteSums:
+    """Sums at one site so far; the squares are over passes, for the standard error."""
+
+    rows: str
+    kl_EN: list[Array] = field(default_factory=list)  # by draw
+    channels_ECD: Array | None = None
+    squares_ED: Array | None = None
+    passes: int = 0
+
+
+class _Sums:
+    """Adds up what passes leave, in float64."""
+
+    def __init__(self, tokens: tuple[int, ...], error_models: int) -> None:
+        # Nothing is known where nothing is scored; at a site that a sample's pass never reaches,
+        # error does nothing.
+        none_N = np.where(np.array(tokens) > 0, 0.0, np.nan)
+        self._none_EN = np.broadcast_to(none_N, (error_models, len(tokens)))
+        self._sites: dict[SiteKey, _SiteSums] = {}
+        self._weight = 0  # samples times draws
+
+    def add(self, some: Sequence[int], draws: range, effects: Sequence[Effects]) -> None:
+        """Adds the effects of a batch of these samples, one entry per draw."""
+        for draw, found in zip(draws, effects, strict=True):
+            self._weight += len(some)
+            for key, effect in found.items():
+                self._add(key, some, draw, effect)
+
+    def _add(self, key: SiteKey, some: Sequence[int], draw: int, effect: SiteEffect) -> None:
+        held = self._sites.setdefault(key, _SiteSums(effect.rows))
+        while len(held.kl_EN) <= draw:
+            held.kl_EN.append(self._none_EN.copy())
+        held.kl_EN[draw][:, list(some)] = effect.nats_EB.cpu().numpy()
+        channels = effect.by_channel_ECD.double().cpu().numpy()
+        mean_square = (channels.sum(axis=1) / len(some)) ** 2
+        if held.channels_ECD is None or held.squares_ED is None:
+            held.channels_ECD, held.squares_ED = channels, mean_square * len(some)
+        elif held.channels_ECD.shape == channels.shape:
+            held.channels_ECD = held.channels_ECD + channels
+            held.squares_ED = held.squares_ED + mean_square * len(some)
+        held.passes += 1
+
+    def has(self, key: SiteKey) -> bool:
+        """Tells whether a gradient has reached a site."""
+        return key in self._sites
+
+    def relative_error(self) -> float:
+        """Returns the relative standard error over draws, of the middle site; NaN for one draw."""
+        found = [
+            relative_error(_mean_over_samples(np.stack(site.kl_EN, axis=1)[0]))
+            for site in self._sites.values()
+        ]
+        finite = [value for value in found if math.isfinite(value)]
+        return float(np.median(finite)) if finite else 0.0
+
+    def site_profiles(self, order: Iterable[SiteKey]) -> tuple[SiteProfile, ...]:
+        """Returns the means over samples and draws, in this order of sites."""
+        return tuple(self._profile(key, self._sites[key]) for key in order if key in self._sites)
+
+    def _profile(self, key: SiteKey, site: _SiteSums) -> SiteProfile:
+        if site.channels_ECD is None or site.squares_ED is None:
+            raise ValueError(f"no pass reached {_name(key)}")
+        mean_ECD = site.channels_ECD / self._weight
+        spread = site.squares_ED / self._weight - mean_ECD.sum(axis=1) ** 2
+        unknown = np.full_like(spread, np.nan)
+        error_ED = (
+            np.sqrt(np.maximum(spread, 0) / (site.passes - 1)) if site.passes > 1 else unknown
+        )
+        return SiteProfile(*key, site.rows, np.stack(site.kl_EN, axis=1), mean_ECD, error_ED)
+
+
+def _mean_over_samples(kl_KN: Array) -> Array:
+    """Returns the mean over the samples that have tokens and are finite, by draw."""
+    is_known = np.isfinite(kl_KN).all(axis=0)
+    mean_K: Array = kl_KN[:, is_known].mean(axis=1) if is_known.any() else kl_KN[:, 0]
+    return mean_K
+
+
+def relative_error(draws_K: Array) -> float:
+    """Returns the standard error of a mean over draws, as a share of it; NaN for one draw or 0."""
+    mean = float(draws_K.mean())
+    if len(draws_K) < 2 or not mean > 0:
+        return math.nan
+    return float(draws_K.std(ddof=1)) / math.sqrt(len(draws_K)) / mean
+
+
+def _name(key: SiteKey) -> str:
+    _, module, operator, index = key
+    return f"{module}:{operator}:{index}"
+
+
+def _error_json(error_model: Any) -> Mapping[str, Any]:
+    return {"type": type(error_model).__name__, **asdict(error_model)}

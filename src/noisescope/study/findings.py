@@ -1,0 +1,262 @@
+"""What a study found beyond its table: prediction beside measurement, blame, and the avalanche.
+
+All of it is made of plan, records and what is kept beside them, so a directory is enough to show it
+again, finished or not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from noisescope.analyse import (
+    STANDS_OUT,
+    Additivity,
+    Agreement,
+    Amplification,
+    Blame,
+    CriticalScale,
+    Interval,
+    Point,
+    Prediction,
+    Response,
+    Summary,
+    Table,
+    Target,
+    Worst,
+    additivity,
+    agreement,
+    amplification,
+    blame,
+    critical_scale,
+    dose_response,
+    parse_target,
+    predict,
+    worst_by_kl,
+)
+from noisescope.errors import InputError
+from noisescope.measure import Condition
+from noisescope.profile import Profile
+from noisescope.records import Record
+from noisescope.study.effects import ChannelEffect, Remedy, channel_effects, remedy
+from noisescope.study.plan import StudyPlan
+from noisescope.study.steps import (
+    ALL_LAYERS,
+    EVERYTHING,
+    all_but,
+    base_of,
+    scale_of_name,
+)
+from noisescope.study.told import Told
+
+__all__ = ["STANDS_OUT", "Findings", "find"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found beyond its table.
+
+    Attributes:
+        predictions: Predicted KL of each condition, by name.
+        agreement: Prediction against measurement over all conditions at the study's scale; None
+            where nothing was predicted or measured.
+        blame: Who is to blame; None where single sites were not looked at.
+        remedy: What cleaning the blamed sites brings back, and what noise there alone costs.
+        responses: Dose and response, by what is noisy.
+        target: The loss whose scale was looked for.
+        critical: That scale.
+        additivity: Whether errors of different regions add.
+        amplification: How layers pass on an error of the residual stream.
+        channels: Noise in some channels of a site, and in all its others.
+        worst_operator: The operator that costs most by KL, of a whole diagnosis.
+    """
+
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    blame: Blame | None = None
+    remedy: Remedy | None = None
+    responses: Mapping[str, Response] = field(default_factory=dict)
+    target: Target | None = None
+    critical: CriticalScale | None = None
+    additivity: Additivity | None = None
+    amplification: Amplification | None = None
+    channels: tuple[ChannelEffect, ...] = ()
+    worst_operator: Worst | None = None
+
+
+def find(
+    plan: StudyPlan, records: Sequence[Record], told: Told, summaries: Sequence[Summary]
+) -> Findings:
+    """Returns what the records and the clean model told.
+
+    Args:
+        plan: The study's.
+        records: What is measured so far.
+        told: What is kept beside them.
+        summaries: Of the conditions.
+    """
+    table = Table(records)
+    measured = {s.condition: s.kl_nats for s in summaries}
+    predictions = _predictions(plan, told.profile)
+    own = {n: p for n, p in predictions.items() if scale_of_name(n) is None}
+    operators = tuple(plan.about.get("operators", ()))
+    found_blame = None
+    if told.profile is not None and plan.kind in ("diagnose", "layers", "sites"):
+        found_blame = blame(told.profile, _single_sites(plan, measured), operators)
+    whole = whole_name(plan)
+    target, critical = _critical(plan, table, whole)
+    return Findings(
+        predictions=predictions,
+        agreement=agreement(own, measured),
+        blame=found_blame,
+        remedy=remedy(table, whole),
+        responses=_responses(plan, table, predictions, told.profile),
+        target=target,
+        critical=critical,
+        additivity=_additivity(plan, table, whole),
+        amplification=_amplification(told.profile),
+        channels=channel_effects(plan, table, told, predictions),
+        worst_operator=worst_by_kl(table, [n for n in operators if n in table.conditions])
+        if plan.kind == "diagnose"
+        else None,
+    )
+
+
+def whole_name(plan: StudyPlan) -> str:
+    """Returns the name of the condition in which all that a study looks at is noisy."""
+    regions = plan.about.get("regions", ())
+    return ALL_LAYERS if all(r.isdigit() for r in regions) else EVERYTHING
+
+
+def _predictions(plan: StudyPlan, profile: Profile | None) -> dict[str, Prediction]:
+    if profile is None:
+        return {}
+    return {
+        name: predict(profile, Condition.selection_of(entry), entry["error_model"])
+        for name, entry in plan.conditions.items()
+    }
+
+
+def _single_sites(plan: StudyPlan, measured: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Returns the measured KL of conditions that are one site, by its name."""
+    found = {}
+    for name, entry in plan.conditions.items():
+        selection = entry.get("selection", {})
+        sites = selection.get("sites")
+        is_whole = not selection.get("channels") and not selection.get("without_channels")
+        if sites and len(sites) == 1 and is_whole and name in measured:
+            if scale_of_name(name) is None:
+                found[sites[0]] = measured[name]
+    return found
+
+
+def _scale(entry: Mapping[str, Any]) -> float | None:
+    scale = entry.get("error_model", {}).get("scale")
+    return float(scale) if isinstance(scale, (int, float)) and scale > 0 else None
+
+
+def _responses(
+    plan: StudyPlan,
+    table: Table,
+    predictions: Mapping[str, Prediction],
+    profile: Profile | None,
+) -> dict[str, Response]:
+    """Returns dose and response of everything that was measured at two scales or more."""
+    bases: dict[str, dict[float, str]] = {}
+    for name in table.conditions:
+        scale = _scale(plan.conditions[name])
+        if scale is not None:
+            bases.setdefault(base_of(name), {}).setdefault(scale, name)
+    found = {}
+    for base, names in bases.items():
+        if len(names) < 2 or base not in predictions:
+            continue
+        own = _scale(plan.conditions[base])
+        prediction = predictions[base]
+        if own is None or profile is None:
+            continue
+        points = _same_block(table, names)
+        if points:
+            found[base] = dose_response(
+                points,
+                prediction.kl_nats / own**2,
+                prediction.error_nats / own**2,
+                c_degrees=max(1, profile.label_draws - 1),
+            )
+    return found
+
+
+def _same_block(table: Table, names: Mapping[float, str]) -> list[Point]:
+    """Returns the points on the draws and samples that all scales have."""
+    block = table.block(next(iter(names.values())))
+    for name in names.values():
+        block = block.common(table.block(name))
+    if not len(block):
+        return []
+    groups = table.groups(block.samples)
+    return [
+        Point(scale, table.values(name, "kl_nats", block), groups) for scale, name in names.items()
+    ]
+
+
+def _critical(
+    plan: StudyPlan, table: Table, whole: str
+) -> tuple[Target | None, CriticalScale | None]:
+    text = plan.settings.get("--until")
+    if text is None:
+        return None, None
+    target = parse_target(text)
+    names: dict[float, str] = {}
+    for name in table.conditions:
+        scale = _scale(plan.conditions[name])
+        is_wanted = target.measure != "accuracy" or table.has_answers(name)
+        if base_of(name) == whole and scale is not None and is_wanted:
+            names.setdefault(scale, name)
+    if not names:
+        return target, None
+    block = table.block(next(iter(names.values())))
+    for name in names.values():
+        block = block.common(table.block(name))
+    losses = {
+        scale: table.accuracy_drops(name, block)
+        if target.measure == "accuracy"
+        else table.values(name, "kl_nats" if target.measure == "kl" else "nll_change_nats", block)
+        for scale, name in names.items()
+    }
+    return target, critical_scale(target, losses, table.groups(block.samples))
+
+
+def _additivity(plan: StudyPlan, table: Table, whole: str) -> Additivity | None:
+    """Compares everything noisy with the regions one by one; None where one is not measured."""
+    labels = [f"L{r}" if r.isdigit() else r for r in plan.about.get("regions", ())]
+    if whole not in table.conditions or len(labels) < 2:
+        return None
+    if not all(label in table.conditions for label in labels):
+        return None
+    others = {x: all_but(x) for x in labels if all_but(x) in table.conditions}
+    block = table.block(whole)
+    for name in (*labels, *others.values()):
+        block = block.common(table.block(name))
+    if not len(block):
+        return None
+
+    def values(name: str) -> Any:
+        return table.values(name, "kl_nats", block)
+
+    try:
+        return additivity(
+            {label: values(label) for label in labels},
+            values(whole),
+            table.groups(block.samples),
+            {label: values(name) for label, name in others.items()},
+        )
+    except InputError:
+        return None
+
+
+def _amplification(profile: Profile | None) -> Amplification | None:
+    """Returns how layers pass on errors; None where the residual stream was not watched."""
+    if profile is None or len(profile.residuals) < 2:
+        return None
+    return amplification(np.stack([site.kl_EKN[0] for site in profile.residuals]))

@@ -3,7 +3,13 @@
 These are the public names. Importing the package changes nothing: no patch, no seed, no log.
 """
 
-from noisescope.diagnose import diagnose_layers, diagnose_operators, diagnose_sites
+from noisescope.diagnose import (
+    diagnose_channels,
+    diagnose_layers,
+    diagnose_model,
+    diagnose_operators,
+    diagnose_sites,
+)
 from noisescope.errors import (
     DoseError,
     DoseWarning,
@@ -39,7 +45,9 @@ __all__ = [
     "Session",
     "Site",
     "Task",
+    "diagnose_channels",
     "diagnose_layers",
+    "diagnose_model",
     "diagnose_operators",
     "diagnose_sites",
     "fingerprint",

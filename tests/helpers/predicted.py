@@ -48,8 +48,8 @@ class Compared:
 
     @property
     def ratios(self) -> Array:
-        """Predicted over measured."""
-        return self.predicted / self.measured
+        """Predicted over measured; NaN where nothing is measured."""
+        return self.predicted / np.where(self.measured > 0, self.measured, np.nan)
 
     @property
     def kinds(self) -> dict[str, float]:

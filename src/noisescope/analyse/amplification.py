@@ -99,7 +99,7 @@ def find_onset(factors: Sequence[float]) -> Onset:
     rise is held against the largest in 9,999 models whose log factors are normal and level (fixed
     seed; t knows neither their mean nor spread). It is an onset where p < 0.05 and the later
     layers' geometric mean is above 1.1. Random orders of the factors themselves as the null hold
-    the rise they are to judge, and find 94 % of rises at eight layers where this finds 97 %.
+    the rise they are to judge, and find 94 % of rises at eight layers where this finds 96 %.
 
     Args:
         factors: Per layer, from the first.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from noisescope.analyse import Target, next_scale, parse_target
 from noisescope.diagnose.question import Step
-from noisescope.diagnose.scales import at, choose_scales, scale_of
+from noisescope.diagnose.scales import at, choose_scales, least_scale, scale_of
 from noisescope.diagnose.scene import Scene
 from noisescope.errors import InputError
 from noisescope.measure import Condition
@@ -90,7 +90,9 @@ def _nearer(scene: Scene, target: Target) -> list[Condition]:
     if predicted is not None and predicted.kl_nats > 0:
         c = predicted.kl_nats / own**2
     scale = next_scale(target, measured, own, steps_left=_MOST_SEARCHED, c=c)
-    return [] if scale is None else [at(whole, scale, target.measure == "accuracy")]
+    if scale is None or scale < least_scale(scene):
+        return []
+    return [at(whole, scale, target.measure == "accuracy")]
 
 
 def losses_by_scale(

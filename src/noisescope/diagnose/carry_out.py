@@ -49,7 +49,8 @@ from noisescope.study import (
 from noisescope.tasks import PLAIN_PROMPT_NOTE, Task, uses_plain_prompt
 from noisescope.versions import versions
 
-# Of a unit: nothing of it is kept before all of it is measured.
+# Of a unit: nothing of it is kept before all of it is measured, and a step may choose many.
+_CONDITIONS_PER_UNIT = 32
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,8 @@ def _study_plan(
             samples_per_unit(plan),
             options.batch_size,
             options.memory_gib or round(default_gib(loaded.model), 3),
-            max(1, ROWS_PER_UNIT // max(1, len(question.conditions))),
+            max(1, ROWS_PER_UNIT // min(_CONDITIONS_PER_UNIT, max(1, len(question.conditions)))),
+            _CONDITIONS_PER_UNIT,
         ),
         settings={
             "error model": type(question.error_model).__name__,

@@ -27,7 +27,9 @@ def choose_sites(scene: Scene) -> list[Condition]:
     """
     if scene.profile is None:
         return []
-    known = {site.name: site for site in scene.sites}
+    # Inside experts a text may never come by, and a condition that never fires is an error.
+    steady = {site.name for site in scene.profile.sites if site.rows == "token"}
+    known = {site.name: site for site in scene.sites if site.name in steady}
     out = [s for s in candidates(scene.profile, scene.operators) if s.site.name in known]
     names = [site.name for site in worst_sites(scene.profile, scene.operators, len(known))]
     worst = [name for name in names if name in known][:_WORST]

@@ -98,6 +98,7 @@ class Follow:
             profile=profile,
             outliers={m.module: m.outliers for m in modules if m.outliers},
             seed=self.study.plan.seed,
+            dtype=str(self.study.plan.settings.get("--dtype")),
         )
 
 

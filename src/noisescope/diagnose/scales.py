@@ -16,6 +16,8 @@ _FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2.0, 4.0)
 # A model that has lost this much, nats per token, is not asked what more noise does.
 _BROKEN_NATS = 1.0
 _BOUNDS = (1e-6, 10.0)
+# What is smaller, as a share of each value, may be erased by rounding altogether.
+_LEAST_ARRIVING = {"bfloat16": 2e-3, "float16": 3e-4}
 _DIGITS = 2
 
 
@@ -54,9 +56,16 @@ def _around(scene: Scene, bases: Sequence[Condition], own: float) -> list[float]
     """Returns the same scales for all, so that their responses can be compared."""
     kls = [scene.kl(base.name) for base in bases]
     worst = max((kl.mean for kl in kls if kl is not None), default=0.0)
-    low, high = _BOUNDS
+    low, high = least_scale(scene), _BOUNDS[1]
     wanted = (rounded(own * factor) for factor in _FACTORS if factor < 1 or worst < _BROKEN_NATS)
     return [scale for scale in wanted if low <= scale <= high]
+
+
+def least_scale(scene: Scene) -> float:
+    """Returns the smallest scale whose noise arrives for sure; stochastic rounding keeps any."""
+    if getattr(scene.error_model, "rounding", "nearest") == "stochastic":
+        return _BOUNDS[0]
+    return _LEAST_ARRIVING.get(scene.dtype, _BOUNDS[0])
 
 
 def rounded(scale: float) -> float:

@@ -32,6 +32,7 @@ class Scene:
         profile: What backward passes told; None where nothing can be predicted.
         outliers: Outlier channels of modules, by name.
         seed: First key word of the random numbers.
+        dtype: Of the model, e.g. `bfloat16`.
     """
 
     error_model: ErrorModel
@@ -42,6 +43,7 @@ class Scene:
     profile: Profile | None
     outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
+    dtype: str = "float32"
 
     @cached_property
     def table(self) -> Table:

@@ -199,21 +199,21 @@ class _Passes:
                 self.seen |= dict.fromkeys(watch.seen)
                 return found
         except (RuntimeError, MemoryError) as error:
-            self._make_plainer(error)
+            self._make_plainer(error, len(some))
             return None
 
-    def _make_plainer(self, error: RuntimeError | MemoryError) -> None:
+    def _make_plainer(self, error: RuntimeError | MemoryError, rows: int) -> None:
         if isinstance(error, Overwritten) and not self.copies:
             self.copies = True
             return
         if not is_out_of_memory(error):
             raise error
-        if self.rows <= 1:
+        if rows <= 1:
             raise InputError(
                 "memory ran out in a backward pass over one sample: give shorter samples, "
                 "--dtype bfloat16, or a device with more memory"
             ) from error
-        self.rows //= 2
+        self.rows = rows // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

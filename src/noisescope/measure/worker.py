@@ -100,12 +100,16 @@ class Worker:
     def add(self, conditions: Iterable[Condition]) -> None:
         """Makes conditions known that were chosen after the worker was made.
 
+        Whether their noise arrives is not demanded of them: a choice that is erased by rounding is
+        told by its dose, and must not end a study that nobody could then go on with.
+
         Raises:
             ValueError: The name of one is another condition's.
         """
         for condition in conditions:
             if self._conditions.setdefault(condition.name, condition) != condition:
                 raise ValueError(f"{condition.name!r} is the name of another condition")
+            self._arrived.add(condition.name)
 
     def __call__(self, unit: Unit) -> UnitResult:
         """Measures a unit.

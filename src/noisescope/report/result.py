@@ -1,5 +1,7 @@
 """The result file: the plan's fields first, then what makes its numbers worth trusting.
 
+What was found beyond the conditions is in result_findings.py.
+
 Numbers that are not known are null, never zero. Nothing in it depends on the clock, so equal runs
 give equal files.
 """
@@ -14,6 +16,7 @@ from typing import Any
 from noisescope.analyse import Interval, Summary, Verdict, Winner, Worst
 from noisescope.errors import InputError
 from noisescope.inject import Witness
+from noisescope.report.result_findings import findings_of
 from noisescope.study import Diagnosis
 
 _KEYS = {
@@ -36,11 +39,16 @@ def result_of(diagnosis: Diagnosis) -> dict[str, Any]:
             "kl_margin_nats_per_token": diagnosis.margins.kl_nats,
         },
         "baseline_accuracy": diagnosis.baseline_accuracy,
-        _KEYS[diagnosis.kind]: {s.condition: _condition(diagnosis, s) for s in diagnosis.summaries},
+        **_asked(diagnosis),
         "avalanche_point": worst.condition,
         "avalanche": _worst(worst),
         "most_sensitive_by_kl": _worst(diagnosis.worst_kl),
         "clean_nll_nats_per_token": diagnosis.clean_nll_nats,
+        "chosen": {
+            step: {s.condition: _condition(diagnosis, s) for s in summaries}
+            for step, summaries in diagnosis.chosen.items()
+        },
+        **findings_of(diagnosis),
         "fingerprints": dict(plan.fingerprints),
         "versions": dict(plan.versions),
         "notes": list(diagnosis.notes),
@@ -49,6 +57,16 @@ def result_of(diagnosis: Diagnosis) -> dict[str, Any]:
         result["search"] = _search(diagnosis, diagnosis.winner)
     cleaned: dict[str, Any] = _without_nan(result)
     return cleaned
+
+
+def _asked(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Returns the conditions that were asked for; of a whole diagnosis, windows on their own."""
+    entries = {s.condition: _condition(diagnosis, s) for s in diagnosis.summaries}
+    if diagnosis.kind != "diagnose":
+        return {_KEYS[diagnosis.kind]: entries} if diagnosis.kind in _KEYS else {}
+    windows = {name: entry for name, entry in entries.items() if name in diagnosis.layers}
+    others = {name: entry for name, entry in entries.items() if name not in windows}
+    return {_KEYS["operators"]: others, _KEYS["layers"]: windows}
 
 
 def result_bytes(diagnosis: Diagnosis) -> bytes:

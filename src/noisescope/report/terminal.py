@@ -10,22 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from noisescope.analyse import Interval, Verdict, Winner, Worst
+from noisescope.analyse import Verdict, Winner, Worst
 from noisescope.inject import Site, SiteRecord, coverage_table
 from noisescope.measure import Progress as Tell
-from noisescope.report.table import (
-    GAP,
-    condition_table,
+from noisescope.report.conclusion import topics
+from noisescope.report.figures import (
+    counted,
     dose_text,
     estimate_text,
-    has_accuracy,
     number_text,
     plain,
+    points_text,
 )
+from noisescope.report.findings import agreement_line, print_findings
+from noisescope.report.table import GAP, condition_table, has_accuracy
 from noisescope.study import Diagnosis, StudyState
 
 _MOST_NAMED = 3
@@ -72,37 +75,54 @@ def _line_now_and_then(console: Console) -> Tell:
 
 
 def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
-    """Prints the table with a bar per condition, the coverage, the verdicts and the notes."""
+    """Prints the table, the coverage, what was found beyond it, and the verdicts."""
     console.print(_headline(diagnosis))
-    console.print(condition_table(diagnosis, console.width))
-    witnesses = diagnosis.witnesses.values()
-    print_coverage(console, [record for witness in witnesses for record in witness.records])
-    for line in (*_harm_lines(diagnosis), *_rough_lines(diagnosis)):
-        console.print(plain(line))
+    if diagnosis.summaries:
+        console.print(condition_table(diagnosis, console.width))
+    agreement = agreement_line(diagnosis)
+    if agreement is not None:
+        console.print(agreement)
+    # At other scales the dose is another, and a mean over them would be nobody's.
+    names = [s.condition for s in diagnosis.summaries] or list(diagnosis.witnesses)
+    print_coverage(console, [r for name in names for r in diagnosis.witnesses[name].records])
+    if diagnosis.summaries:
+        for line in (*_harm_lines(diagnosis), *_rough_lines(diagnosis)):
+            console.print(plain(line))
+    print_findings(console, diagnosis)
+    _print_verdicts(console, diagnosis)
+
+
+def _print_verdicts(console: Console, diagnosis: Diagnosis) -> None:
     if diagnosis.winner is not None:
         console.print(_search_line(diagnosis, diagnosis.winner))
-    for label, worst in (("accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
-        console.print(_verdict(label, worst, diagnosis.kind))
+    is_whole = diagnosis.kind == "diagnose"
+    if diagnosis.summaries and not is_whole:
+        for label, worst in (("accuracy", diagnosis.worst_accuracy), ("KL", diagnosis.worst_kl)):
+            console.print(_verdict(label, worst, diagnosis.kind))
     for note in diagnosis.notes:
         console.print(plain(f"Note: {note}"))
+    if is_whole:
+        console.print(Text("Verdict", style="bold"))
+        for topic in topics(diagnosis):
+            console.print(Padding(plain(topic), (0, 0, 0, 2)))
 
 
 def print_state(console: Console, state: StudyState) -> None:
     """Prints where a study stands: what it is of, what is done, and who works on it."""
     plan = state.plan
-    done = f"{state.units_done} of {_counted(state.units_total or 0, 'unit')}"
+    done = f"{state.units_done} of {counted(state.units_total or 0, 'unit')}"
     if state.units_total is None:
-        done = f"{_counted(state.units_done, 'unit')} of a search"
+        done = f"{counted(state.units_done, 'unit')} of a search"
     standing = (
-        "complete" if state.is_complete else f"{done}, {_counted(len(state.records), 'record')}"
+        "complete" if state.is_complete else f"{done}, {counted(len(state.records), 'record')}"
     )
-    grown = "" if state.stages == 1 else f", extended {_counted(state.stages - 1, 'time')}"
+    grown = "" if state.stages == 1 else f", extended {counted(state.stages - 1, 'time')}"
     holder = f"; {state.holder} works on it now" if state.is_running else ""
     console.print(plain(f"{state.directory}: a study of {plan.kind}, {standing}{grown}{holder}"))
     console.print(
         plain(
-            f"{_counted(len(plan.conditions), 'condition')}, {_counted(plan.draws, 'draw')}, "
-            f"{_counted(len(plan.samples), 'sample')}, seed {plan.seed}; model "
+            f"{counted(len(plan.conditions), 'condition')}, {counted(plan.draws, 'draw')}, "
+            f"{counted(len(plan.samples), 'sample')}, seed {plan.seed}; model "
             f"{plan.about['config']['model']} ({_short(plan.fingerprints['model'])}), data "
             f"{plan.about['config']['data']} ({_short(plan.fingerprints['data'])})"
         )
@@ -117,14 +137,14 @@ def _headline(diagnosis: Diagnosis) -> Text:
         else f"clean accuracy {diagnosis.baseline_accuracy:.1%}"
     )
     begun = len({r.sample for r in diagnosis.records})
-    samples = _counted(len(plan.samples), "sample")
+    samples = counted(len(plan.samples), "sample")
     if begun < len(plan.samples):
         samples = f"{begun} of {samples} so far"
     return plain(
         f"{Path(config['model']).name} ({config['dtype']}, {config['device']}), "
         f"{config['error_model']} {config['noise_scale'] or 0:g} on "
         f"{', '.join(config['operators'])}; {samples}, "
-        f"{_counted(plan.draws, 'draw')}, seed {plan.seed}; {baseline}"
+        f"{counted(plan.draws, 'draw')}, seed {plan.seed}; {baseline}"
     )
 
 
@@ -173,10 +193,10 @@ def _search_line(diagnosis: Diagnosis, winner: Winner) -> Text:
     measured = sum(r.condition in plan.conditions for r in diagnosis.records)
     share = measured / (len(plan.conditions) * len(plan.samples) * plan.draws)
     took = f"{share:.0%} of the evaluations of a full sweep"
-    where = f"on {_counted(len(winner.reserve), 'sample')} held back"
+    where = f"on {counted(len(winner.reserve), 'sample')} held back"
     if winner.is_full_sweep:
         took = "all was measured, too little to be searched"
-        where = f"on {_counted(len(winner.samples), 'sample')}"
+        where = f"on {counted(len(winner.samples), 'sample')}"
     loss = f"it loses {number_text(winner.loss)} nats per token"
     if winner.runner_up is not None:
         loss += f", the runner-up {winner.runner_up} {number_text(winner.runner_up_loss)}"
@@ -197,7 +217,11 @@ def _verdict(label: str, worst: Worst, kind: str) -> Text:
     held = worst.held_out
     if not math.isfinite(held.mean):
         return line
-    loss = _points(held) if worst.measure == "accuracy" else f"{estimate_text(held)} nats per token"
+    loss = (
+        points_text(held)
+        if worst.measure == "accuracy"
+        else f"{estimate_text(held)} nats per token"
+    )
     apart = "questions and draws" if worst.held_out_draws else "questions"
     return line.append(f"; on {apart} that did not choose it, it loses {loss}", style="not bold")
 
@@ -254,19 +278,6 @@ def _ranges(regions: Sequence[str]) -> str:
         else:
             runs.append([region])
     return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _points(interval: Interval) -> str:
-    """Writes a share as points, e.g. `73.0 [62.3, 80.8] points`."""
-    if not interval.is_known:
-        return f"{100 * interval.mean:.1f} points"
-    low, high = (f"{100 * bound:.1f}" for bound in (interval.low, interval.high))
-    return f"{100 * interval.mean:.1f} [{low}, {high}] points"
-
-
-def _counted(count: int, what: str) -> str:
-    """Writes e.g. `1 draw` or `1,200 samples`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _some(names: Sequence[str], total: int) -> str:

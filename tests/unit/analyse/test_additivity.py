@@ -106,6 +106,15 @@ def test_noise_that_did_not_arrive_is_inconclusive(size):
     assert "cannot be held against the sum" in found.reason
 
 
+@pytest.mark.parametrize("factor", [1.4, 0.6])
+def test_a_factor_whose_interval_reaches_the_line_is_inconclusive(factor):
+    rng = np.random.default_rng(0)
+    part = rng.uniform(0.5, 1.5, (1, 12))
+    found = additivity({"a": part}, factor * part + rng.permuted(np.linspace(-1, 1, 12))[None])
+    assert found.ratio.is_known and found.ratio.low < 1 < found.ratio.high
+    assert found.outcome == "inconclusive"
+
+
 def test_one_sample_is_inconclusive():
     parts, whole, all_but = study(2.0, N=1)
     found = additivity(parts, whole, all_but=all_but)

@@ -209,6 +209,21 @@ def test_losses_that_fall_on_the_way_up_are_pooled():
     assert found.estimate == 0.2
 
 
+def test_unclear_losses_that_fall_are_pooled_by_their_geometric_mean():
+    wide = np.array([[0.1, 1.9] * 3])
+    losses = {0.1: 0.01 * wide, 0.2: 0.12 * wide, 0.3: 0.06 * wide, 0.4: 3.0 * wide + 1.0}
+    pooled = math.sqrt(0.12 * 0.06)
+    share = math.log(0.1 / pooled) / math.log(4.0 / pooled)
+    found = critical_scale(Target("kl", 0.1), losses)
+    assert found.estimate == pytest.approx(0.3 * (4 / 3) ** share)
+
+
+def test_steps_grow_on_a_plateau():
+    wide = 0.1 * np.random.default_rng(0).uniform(0.9, 1.1, (1, 30))
+    found = next_scale(Target("kl", 0.1), dict.fromkeys((0.1, 0.12, 0.144), wide), 1, steps_left=9)
+    assert found == pytest.approx(0.1 / 1.2**8, rel=0.01)
+
+
 def test_accuracy_is_interpolated_in_lost_answers():
     lost = {0.1: 0, 0.2: 20, 0.8: 100}
     measured = {s: (np.arange(200) < n).astype(float)[None] for s, n in lost.items()}

@@ -9,13 +9,28 @@ import typer
 from rich.console import Console
 
 from noisescope.cli import options as o
+from noisescope.cli.given import RunOptions, StudyOptions, takes
+from noisescope.cli.profiling import profile_of
 from noisescope.demo import demo_model_dir, demo_questions
-from noisescope.diagnose import diagnose_layers, diagnose_operators, diagnose_sites
+from noisescope.diagnose import (
+    diagnose_channels,
+    diagnose_layers,
+    diagnose_model,
+    diagnose_operators,
+    diagnose_sites,
+)
 from noisescope.errors import InputError
 from noisescope.inject.probe import list_sites
+from noisescope.measure import ProfileOptions
 from noisescope.models import LoadedModel, load_model
-from noisescope.noise import make_error_model
-from noisescope.report import fresh_directory, write_report, write_result
+from noisescope.report import (
+    check_empty,
+    fresh_directory,
+    write_profile_report,
+    write_report,
+    write_result,
+)
+from noisescope.report.profile_text import print_profile
 from noisescope.report.terminal import print_diagnosis, print_sites, print_state, progress_bar
 from noisescope.study import (
     Diagnosis,
@@ -24,8 +39,9 @@ from noisescope.study import (
     is_study,
     make_diagnosis,
     read_study,
+    read_told,
 )
-from noisescope.tasks import load_task
+from noisescope.study.kept_profile import PROFILE
 from noisescope.versions import versions
 
 
@@ -55,75 +71,119 @@ def options(
 
 
 @app.command()
+@takes(StudyOptions)
+def diagnose(
+    given: StudyOptions,
+    window: o.Window = None,
+    stride: o.Stride = None,
+    operators: o.Operators = "all",
+    scales: o.Scales = None,
+    until: o.Until = None,
+) -> None:
+    """Walk operators, windows, sites, channels and scales, and say what is fragile and why."""
+    o.check_numbers(given.seed, window=window, stride=stride)
+    o.check_names(operators)
+    chosen = {"scales": o.parse_scales(scales), "until": until, "operators": operators}
+    _diagnose(diagnose_model, given, window=window, stride=stride, **chosen)
+
+
+@app.command()
+@takes(StudyOptions)
 def layers(
-    model: o.Model,
-    data: o.Data,
-    tokenizer: o.Tokenizer = None,
-    noise_scale: o.Scale = 0.05,
-    error_type: o.ErrorType = "relative_gaussian",
-    rounding: o.Rounding = "nearest",
-    window: Annotated[int | None, typer.Option(help="Layers per window; 3 if unset.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Layers per step; the window if unset.")
-    ] = None,
+    given: StudyOptions,
+    window: o.Window = None,
+    stride: o.Stride = None,
     sites: Annotated[
         bool, typer.Option("--sites", help="One site at a time in place of windows.")
     ] = False,
     operators: o.Operators = "core",
-    samples: o.Samples = 50,
-    draws: o.Draws = 1,
-    seed: o.Seed = 0,
     search: o.Search = False,
-    accuracy_margin: o.AccuracyMargin = 0.01,
-    kl_margin: o.KlMargin = 0.01,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    batch_size: o.BatchSize = None,
-    memory_gib: o.MemoryGib = None,
-    max_new_tokens: o.MaxNewTokens = 512,
-    trust_remote_code: o.RemoteCode = False,
-    out: o.Out = None,
-    extend: o.Extend = False,
-    result: o.Result = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(help="Scales of a dose and response: 0.01,0.1, or auto to have them chosen."),
+    ] = None,
+    until: o.Until = None,
+    no_predict: o.NoPredict = False,
 ) -> None:
     """Slide a window of noisy layers over a model and measure what each costs."""
-    given = dict(locals())
-    o.check_numbers(seed, window=window, stride=stride)
+    o.check_numbers(given.seed, window=window, stride=stride)
+    o.check_names(operators)
+    shared = {"operators": operators, "search": search, "predict": not no_predict}
+    doses = {"scales": o.parse_scales(scales, may_be_auto=True), "until": until}
+    asked = [f"--{name}" for name, value in doses.items() if value is not None]
+    for option, is_given in (
+        ("--search", search),
+        ("--no-predict", no_predict),
+        ("--sites", sites),
+    ):
+        if is_given and asked:
+            raise InputError(
+                f"{asked[0]} needs a prediction and every window measured: leave out {option}"
+            )
     if not sites:
-        _diagnose(diagnose_layers, given, {"window": window or 3, "stride": stride})
+        _diagnose(diagnose_layers, given, window=window or 3, stride=stride, **shared, **doses)
     elif window is None and stride is None:
-        _diagnose(diagnose_sites, given, {})
+        _diagnose(diagnose_sites, given, **shared)
     else:
         raise InputError("--sites takes one site at a time: leave out --window and --stride")
 
 
 @app.command()
+@takes(StudyOptions)
 def operators(
-    model: o.Model,
-    data: o.Data,
-    tokenizer: o.Tokenizer = None,
-    noise_scale: o.Scale = 0.05,
-    error_type: o.ErrorType = "relative_gaussian",
-    rounding: o.Rounding = "nearest",
+    given: StudyOptions,
     operators: o.Operators = "all",
-    samples: o.Samples = 50,
-    draws: o.Draws = 1,
-    seed: o.Seed = 0,
     search: o.Search = False,
-    accuracy_margin: o.AccuracyMargin = 0.01,
-    kl_margin: o.KlMargin = 0.01,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    batch_size: o.BatchSize = None,
-    memory_gib: o.MemoryGib = None,
-    max_new_tokens: o.MaxNewTokens = 512,
-    trust_remote_code: o.RemoteCode = False,
-    out: o.Out = None,
-    extend: o.Extend = False,
-    result: o.Result = None,
+    no_predict: o.NoPredict = False,
 ) -> None:
     """Perturb one operator at a time everywhere; then the core operators, and all."""
-    _diagnose(diagnose_operators, dict(locals()), {})
+    o.check_names(operators)
+    shared = {"operators": operators, "search": search, "predict": not no_predict}
+    _diagnose(diagnose_operators, given, **shared)
+
+
+@app.command()
+@takes(StudyOptions)
+def channels(given: StudyOptions) -> None:
+    """List outlier channels and massive activations, and measure what noise there alone costs."""
+    _diagnose(diagnose_channels, given)
+
+
+@app.command()
+@takes(RunOptions)
+def profile(
+    given: RunOptions,
+    operators: o.Operators = "all",
+    label_error: Annotated[
+        float, typer.Option(help="Relative standard error of the middle site that is small enough.")
+    ] = 0.02,
+    label_draws: Annotated[
+        int | None, typer.Option(help="Draws of labels; as many as the error needs if unset.")
+    ] = None,
+) -> None:
+    """Predict what error costs at every site by backward passes alone; nothing is injected."""
+    given.check()
+    o.check_names(operators)
+    error_model = given.error_model()
+    far = ProfileOptions(label_error=label_error, label_draws=label_draws)
+    if error_model.is_null:
+        raise InputError("--noise-scale 0 predicts nothing: give a scale above 0, such as 0.05")
+    if given.out is not None:
+        check_empty("--out", given.out)
+    task = given.task()
+    with _interrupts_told(None, None):
+        loaded = _load(given)
+        with progress_bar(Console(stderr=True), "batches") as tell:
+            found, about = profile_of(loaded, task, error_model, given, operators, far, tell)
+        if given.out is not None:
+            write_profile_report(found, given.out, about)
+        print_profile(Console(), found, Path(given.model).name)
+        for note in about["notes"]:
+            typer.echo(f"Note: {note}")
+        where = "Nothing was written: --out DIR keeps the profile and its map."
+        if given.out is not None:
+            where = f"Written: {given.out / PROFILE}, profile.json and profile.png beside it."
+        typer.echo(where)
 
 
 @app.command()
@@ -135,7 +195,7 @@ def sites(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """List what can be selected: layers, modules and operators of a model."""
-    loaded = _load(model, None, dtype, device, trust_remote_code)
+    loaded = _load_from(model, None, dtype, device, trust_remote_code)
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     length = min(8, loaded.context_length or 8)
     print_sites(Console(), list_sites(loaded.model, [i % vocabulary for i in range(length)]), full)
@@ -158,7 +218,14 @@ def show(
         margins = Margins(accuracy_margin, kl_margin)
         print_diagnosis(
             console,
-            make_diagnosis(state.plan, state.records, state.witnesses, state.notes, margins),
+            make_diagnosis(
+                state.plan,
+                state.records,
+                state.witnesses,
+                state.notes,
+                margins,
+                read_told(directory),
+            ),
         )
 
 
@@ -171,77 +238,52 @@ def demo(
     samples: o.Samples = 100,
     seed: o.Seed = 0,
 ) -> None:
-    """Diagnose the small model that comes with the package, within a minute."""
-    layers(
+    """Diagnose the small model that comes with the package, within two minutes."""
+    given = StudyOptions(
         model=str(demo_model_dir()),
         data=str(demo_questions()),
         noise_scale=noise_scale,
-        window=2,
-        stride=1,
-        operators="all",
         samples=samples,
         seed=seed,
         dtype="float32",
         device="cpu",
         out=fresh_directory(Path("noisescope-demo")) if out is None else out,
     )
+    _diagnose(diagnose_model, given, window=2, stride=2)
 
 
-# Names under which another process finds the same model and data.
-_SOURCE = (
-    "model",
-    "tokenizer",
-    "dtype",
-    "device",
-    "trust_remote_code",
-    "data",
-    "samples",
-    "max_new_tokens",
-)
-
-
-def _diagnose(diagnose: Callable[..., Diagnosis], given: dict[str, Any], shape: Any) -> None:
+def _diagnose(
+    diagnose: Callable[..., Diagnosis], given: StudyOptions, until: str | None = None, **asked: Any
+) -> None:
     """Checks a command's arguments, carries the diagnosis out, prints and writes it."""
-    out, result = given["out"], given["result"]
-    o.check_outputs(out, result, given["extend"])
-    o.check_numbers(given["seed"], draws=given["draws"], batch_size=given["batch_size"])
-    o.check_memory(given["memory_gib"])
-    o.check_margins(given["accuracy_margin"], given["kl_margin"])
-    error_model = make_error_model(given["error_type"], given["noise_scale"], given["rounding"])
-    o.check_names(given["operators"])
-    task = load_task(given["data"], given["samples"], max_new_tokens=given["max_new_tokens"])
-    chosen = {
-        name: given[name]
-        for name in ("operators", "draws", "seed", "batch_size", "memory_gib", "extend", "search")
-    }
-    margins = Margins(given["accuracy_margin"], given["kl_margin"])
-    source = {name: given[name] for name in _SOURCE}
-    for name in ("model", "tokenizer", "data"):  # another process has another working directory
-        source[name] = given[name] and str(Path(given[name]).absolute())
-    with _interrupts_told(out, result):
-        loaded = _load(*(given[name] for name in _SOURCE[:5]))
+    given.check()
+    error_model = given.error_model()
+    task = given.task()
+    o.check_until(until, task)
+    if until is not None:
+        asked["until"] = until
+    with _interrupts_told(given.out, given.result):
+        loaded = _load(given)
         with progress_bar(Console(stderr=True)) as tell:
             diagnosis = diagnose(
-                loaded,
-                task,
-                error_model,
-                **shape,
-                **chosen,
-                margins=margins,
-                out=out,
-                source=source,
-                progress=tell,
+                loaded, task, error_model, **asked, **given.measuring(), progress=tell
             )
         # Neither a closed pipe nor a full disk may lose what an hour has measured.
         try:
-            written = _write(diagnosis, out, result)
+            written = _write(diagnosis, given.out, given.result)
         finally:
             print_diagnosis(Console(), diagnosis)
         for line in written:
             typer.echo(line)
 
 
-def _load(
+def _load(given: RunOptions) -> LoadedModel:
+    return _load_from(
+        given.model, given.tokenizer, given.dtype, given.device, given.trust_remote_code
+    )
+
+
+def _load_from(
     model: str, tokenizer: str | None, dtype: str | None, device: str | None, remote_code: bool
 ) -> LoadedModel:
     """Loads a model, telling that it does."""
@@ -271,10 +313,8 @@ def _write(diagnosis: Diagnosis, out: Path | None, result: Path | None) -> list[
     """Writes what was asked for and returns lines that say so."""
     written = []
     if out is not None:
-        write_report(diagnosis, out)
-        written.append(
-            f"Written: {out / 'result.json'}, records.parquet and heatmap.png beside it."
-        )
+        first, *others = (*write_report(diagnosis, out), "records.parquet")
+        written.append(f"Written: {out / first}; beside it {', '.join(others)}.")
     if result is not None:
         write_result(diagnosis, result)
         written.append(f"Written: {result}")

@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
+from noisescope.analyse import parse_target
+from noisescope.diagnose.avalanche import check_scales
 from noisescope.errors import InputError
 from noisescope.inject import OPERATORS, check_operators
 from noisescope.inject.probe import PRESETS
 from noisescope.measure import LARGEST_SEED
 from noisescope.report import check_output, check_writable
 from noisescope.study import check_directory
+from noisescope.tasks import Task
 
 Model = Annotated[str, typer.Option(help="Directory of a Hugging Face model (safetensors).")]
 Data = Annotated[str, typer.Option(help="Questions: .parquet, GSM8K .jsonl, or a plain .txt.")]
@@ -46,6 +49,19 @@ Search = Annotated[
 Extend = Annotated[
     bool, typer.Option("--extend", help="Add samples, draws or conditions to the study in --out.")
 ]
+NoPredict = Annotated[
+    bool, typer.Option("--no-predict", help="Measure only what was asked for; predict nothing.")
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(help="Scales for the dose and response, joined by commas: 0.01,0.1."),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(help="Look for the scale of this loss: accuracy=-5%, kl=0.1 or nll=0.1."),
+]
+Window = Annotated[int | None, typer.Option(help="Layers per window; 3 if unset.")]
+Stride = Annotated[int | None, typer.Option(help="Layers per step; the window if unset.")]
 MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that lies in the model's directory.")
@@ -84,6 +100,42 @@ def check_outputs(out: Path | None, result: Path | None, extend: bool = False) -
         check_writable("--out", out, out if out.is_dir() else out.absolute().parent)
     if result is not None:
         check_output("--result", result)
+
+
+def parse_scales(text: str | None, may_be_auto: bool = False) -> list[float] | str | None:
+    """Returns the scales of an option; None where they are not given.
+
+    Raises:
+        InputError: One of them is no number, or not above 0.
+    """
+    if text is None or (may_be_auto and text == "auto"):
+        return text
+    also = ", or auto" if may_be_auto else ""
+    scales = []
+    for word in text.split(","):
+        try:
+            scales.append(float(word))
+        except ValueError:
+            raise InputError(
+                f"--scales {text!r}: {word!r} is no number; give scales such as 0.01,0.1{also}"
+            ) from None
+    check_scales(scales)
+    return scales
+
+
+def check_until(text: str | None, task: Task) -> None:
+    """Raises InputError for a loss that cannot be read, or that the data cannot show."""
+    if text is None:
+        return
+    try:
+        target = parse_target(text)
+    except InputError as error:
+        raise InputError(f"--until: {error}") from None
+    if target.measure == "accuracy" and not task.is_generative:
+        raise InputError(
+            f"--until {text}: nothing is generated from {task.name}, so there is no accuracy; give "
+            "kl=0.1 or nll=0.1, or questions with answers"
+        )
 
 
 def check_memory(gib: float | None) -> None:

@@ -36,8 +36,8 @@ class ProfileOptions:
 
     Attributes:
         label_error: Relative standard error that is small enough, for the middle site of all.
-        label_draws: Draws of seeds; None: from 4 on, twice as many as long as the error is too
-            large, up to `most_draws`.
+        label_draws: Draws of seeds; None: from 4 on, as many more as the error asks for, but at
+            most twice as many at a time, up to `most_draws`.
         most_draws: The most draws.
         estimator: See `draw_seeds`.
         operators: Operators whose sites are predicted; None: all. Without those of attention it is
@@ -116,11 +116,12 @@ def make_profile(
     while True:
         passes.run(range(done, wanted), sums, tell)
         done = wanted
-        if options.label_draws is not None or sums.relative_error() <= options.label_error:
+        if options.label_draws is not None:
             break
-        if done >= options.most_draws:
+        error = sums.relative_error() / options.label_error
+        if error <= 1 or done >= options.most_draws:
             break
-        wanted = min(options.most_draws, 2 * done)
+        wanted = min(options.most_draws, 2 * done, 1 + int(done * error**2))
     return Profile(
         sites=sums.site_profiles(passes.seen),
         without=tuple(_name(key) for key in passes.seen if not sums.has(key)),

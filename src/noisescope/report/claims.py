@@ -100,7 +100,7 @@ def needed(diagnosis: Diagnosis) -> list[str]:
     them = "it" if len(sites) == 1 else "them"
     told = []
     if now is None or set(sites) != set(now.sites):  # it was chosen by fewer data
-        told.append(f"Held to account when the choice was made: {some(sites)}.")
+        told.append(f"Cleaned were, by what was known when they were chosen: {some(sites)}.")
     if math.isfinite(found.without.mean):
         told.append(
             f"With {them} clean, noise everywhere else costs {estimate_text(found.without)} nats "

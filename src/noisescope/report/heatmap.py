@@ -4,54 +4,59 @@ Each row of the heatmap has its own scale, from none to the worst of the row. Na
 user's paths and are drawn as they are, never as formulas.
 """
 
-import io
 import math
 import textwrap
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
-from noisescope.analyse import Summary
+from noisescope.analyse import Prediction, Summary
+from noisescope.report.paint import (
+    BAR,
+    COLOURS,
+    FAINT,
+    INK,
+    PREDICTED,
+    WORST,
+    bare,
+    drawable,
+    new_figure,
+    png_of,
+    write_title,
+)
 from noisescope.study import Diagnosis
 
 _MOST_NUMBERS = 16  # columns up to which a number fits into every cell
-_LONGEST_NAME = 40
+_LONGEST_FLAT = 12  # characters of a name that is still written across
 _LINE = 72  # characters of the line that says what was asked
-_FONT = "DejaVu Sans"  # matplotlib carries it, so a picture is the same everywhere
-_INK, _FAINT, _BAR, _WORST = "#262626", "#767676", "#e0b58d", "#b3261e"
-_COLOURS = LinearSegmentedColormap.from_list(
-    "harm", ["#fbf7f0", "#fbdfb5", "#f6a86b", "#dd5f43", "#a31b2b"]
-)
 
 _Row = tuple[str, list[float]]
 
 
 def draw_heatmap(diagnosis: Diagnosis) -> bytes:
-    """Draws the picture, a column per condition, and returns it as a PNG."""
-    rows = _rows(diagnosis.summaries)
-    columns = len(diagnosis.summaries)
+    """Draws the picture, a column per condition, and returns it as a PNG.
+
+    The conditions are those that were asked for; where there are none, those that were chosen.
+    """
+    summaries = diagnosis.summaries or diagnosis.analysis.summaries
+    rows = _rows(summaries)
+    columns = len(summaries)
     width = 3.4 + columns * (0.85 if columns <= _MOST_NUMBERS else 0.36)
     height = 0.46 * len(rows)
-    figure = Figure(figsize=(max(8.0, width), 3.6 + height), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(max(8.0, width), 3.6 + height)
     above, below = figure.subplots(
         2, sharex=True, gridspec_kw={"height_ratios": [1.9, height], "hspace": 0.04}
     )
-    _draw_intervals(above, diagnosis.summaries, diagnosis.worst_kl.condition)
-    image = _draw_cells(below, rows, [s.condition for s in diagnosis.summaries])
+    worst = diagnosis.worst_kl.condition
+    _draw_intervals(above, summaries, worst, diagnosis.findings.predictions)
+    image = _draw_cells(below, rows, [s.condition for s in summaries])
     scale = figure.colorbar(image, ax=below, ticks=[0, 1], aspect=8, pad=0.015)
-    scale.ax.set_yticklabels(["none", "worst\nof row"], fontsize=8, color=_FAINT)
+    scale.ax.set_yticklabels(["none", "worst\nof row"], fontsize=8, color=FAINT)
     scale.ax.tick_params(length=0)
     scale.outline.set_visible(False)
-    _write_title(above, diagnosis)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    return picture.getvalue()
+    write_title(above, diagnosis.config["model"], _details(diagnosis))
+    return png_of(figure)
 
 
 def _rows(summaries: tuple[Summary, ...]) -> list[_Row]:
@@ -65,10 +70,18 @@ def _rows(summaries: tuple[Summary, ...]) -> list[_Row]:
     return [*rows, ("accuracy lost, points", lost)] if any(map(math.isfinite, lost)) else rows
 
 
-def _draw_intervals(axes: Any, summaries: tuple[Summary, ...], worst: str | None) -> None:
-    """Draws the KL of each condition as a bar with its 95 % interval, the worst one darker."""
+def _draw_intervals(
+    axes: Any,
+    summaries: tuple[Summary, ...],
+    worst: str | None,
+    predictions: Mapping[str, Prediction],
+) -> None:
+    """Draws the KL of each condition as a bar with its 95 % interval, the worst one darker.
+
+    A diamond is the predicted KL.
+    """
     means = [s.kl_nats.mean if math.isfinite(s.kl_nats.mean) else 0.0 for s in summaries]
-    colours = [_WORST if s.condition == worst else _BAR for s in summaries]
+    colours = [WORST if s.condition == worst else BAR for s in summaries]
     axes.bar(range(len(means)), means, width=0.62, color=colours)
     known = [(i, s.kl_nats) for i, s in enumerate(summaries) if s.kl_nats.is_known]
     if known:
@@ -81,13 +94,14 @@ def _draw_intervals(axes: Any, summaries: tuple[Summary, ...], worst: str | None
                 [kl.high - kl.mean for _, kl in known],
             ],
             fmt="none",
-            ecolor=_INK,
+            ecolor=INK,
             elinewidth=1,
             capsize=3,
         )
+    _draw_predictions(axes, summaries, predictions)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("KL, nats per token", fontsize=9, color=_INK)
-    axes.tick_params(axis="y", labelsize=8, colors=_FAINT, length=0)
+    axes.set_ylabel("KL, nats per token", fontsize=9, color=INK)
+    axes.tick_params(axis="y", labelsize=8, colors=FAINT, length=0)
     axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
     axes.grid(axis="y", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -96,19 +110,31 @@ def _draw_intervals(axes: Any, summaries: tuple[Summary, ...], worst: str | None
     axes.spines["bottom"].set_color("#bdbdbd")
 
 
+def _draw_predictions(
+    axes: Any, summaries: tuple[Summary, ...], predictions: Mapping[str, Prediction]
+) -> None:
+    predicted = [
+        (i, predictions[s.condition].kl_nats)
+        for i, s in enumerate(summaries)
+        if s.condition in predictions and math.isfinite(predictions[s.condition].kl_nats)
+    ]
+    if predicted:
+        where, kls = zip(*predicted, strict=True)
+        axes.plot(where, kls, "D", color=PREDICTED, markersize=5, clip_on=False)
+
+
 def _draw_cells(axes: Any, rows: list[_Row], names: list[str]) -> Any:
     """Draws the heatmap itself and returns its image."""
     shares = np.array([_shares(values) for _, values in rows])
-    image = axes.imshow(shares, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
-    is_upright = len(names) > _MOST_NUMBERS
+    image = axes.imshow(shares, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+    is_upright = len(names) > _MOST_NUMBERS or max(map(len, names), default=0) > _LONGEST_FLAT
+    names = [drawable(name) for name in names]
     axes.set_xticks(range(len(names)), names, rotation=90 if is_upright else 0, fontsize=9)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0, colors=_INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
     if len(names) <= _MOST_NUMBERS:
         _write_numbers(axes, rows, shares)
     return image
@@ -133,7 +159,7 @@ def _write_numbers(axes: Any, rows: list[_Row], shares: np.ndarray) -> None:
                 va="center",
                 fontsize=8.5,
                 fontweight="bold" if shares[y, x] == 1 else "normal",
-                color="white" if shares[y, x] > 0.62 else _INK,
+                color="white" if shares[y, x] > 0.62 else INK,
             )
 
 
@@ -145,7 +171,7 @@ def _short(value: float) -> str:
     return f"{value:.0e}" if abs(value) < 1e-3 else f"{value:.2g}"
 
 
-def _write_title(axes: Any, diagnosis: Diagnosis) -> None:
+def _details(diagnosis: Diagnosis) -> str:
     config, worst = diagnosis.config, diagnosis.worst_kl
     draws = diagnosis.plan.draws
     asked = (
@@ -157,34 +183,7 @@ def _write_title(axes: Any, diagnosis: Diagnosis) -> None:
         f"{config['dtype']}; most sensitive by KL: "
         f"{worst.condition or 'none'}{'' if worst.is_conclusive else ' (inconclusive)'}"
     )
-    details = "\n".join([*textwrap.wrap(asked, _LINE), data, "bars: mean and 95 % interval"])
-    below = axes.annotate(
-        details,
-        (0, 1),
-        xytext=(0, 8),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="bottom",
-        fontsize=9,
-        color=_FAINT,
-        parse_math=False,
-    )
-    axes.annotate(
-        drawable(Path(config["model"]).name),
-        (0, 1),
-        xytext=(0, 5),
-        xycoords=below,
-        textcoords="offset points",
-        va="bottom",
-        fontsize=13,
-        fontweight="bold",
-        color=_INK,
-        parse_math=False,
-    )
-
-
-def drawable(name: str) -> str:
-    """Returns a name as the font can draw it: on one line, cut where long, `?` for the rest."""
-    glyphs = font_manager.get_font(font_manager.findfont(_FONT)).get_charmap()
-    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "?" for c in name)
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+    bars = "bars: mean and 95 % interval"
+    if diagnosis.findings.predictions:
+        bars += "; diamonds: predicted"
+    return "\n".join([*textwrap.wrap(asked, _LINE), data, bars])

@@ -1,13 +1,21 @@
 """Where output goes: never over something that is there, and whole or not at all."""
 
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from noisescope.errors import InputError
+from noisescope.profile import Profile
+from noisescope.report.dose import draw_doses
 from noisescope.report.heatmap import draw_heatmap
-from noisescope.report.result import result_bytes
+from noisescope.report.profile_map import draw_profile
+from noisescope.report.result import result_bytes, without_nan
+from noisescope.report.result_findings import profile_json
 from noisescope.study import Diagnosis
 from noisescope.study.files import replace_file
+from noisescope.study.kept_profile import PROFILE, profile_bytes
 
 
 def check_output(option: str, path: Path) -> None:
@@ -55,19 +63,69 @@ def fresh_directory(base: Path) -> Path:
     return path
 
 
-def write_report(diagnosis: Diagnosis, directory: Path | str) -> None:
-    """Writes result and heatmap into a study's directory, each whole or not at all.
+def write_report(diagnosis: Diagnosis, directory: Path | str) -> tuple[str, ...]:
+    """Writes result and pictures into a study's directory, each whole or not at all.
+
+    Returns:
+        The names of the files.
 
     Raises:
         InputError: They cannot be written; the study itself is complete all the same.
     """
-    files = {"result.json": result_bytes(diagnosis), "heatmap.png": draw_heatmap(diagnosis)}
+    files = {"result.json": result_bytes(diagnosis)}
+    if diagnosis.analysis.summaries:
+        files["heatmap.png"] = draw_heatmap(diagnosis)
+    if diagnosis.kind == "diagnose" and diagnosis.told.profile is not None:
+        files["profile.png"] = draw_profile(diagnosis.told.profile, diagnosis.config["model"])
+    if diagnosis.findings.responses:
+        files["dose.png"] = draw_doses(diagnosis)
     for name, data in files.items():
-        path = Path(directory) / name
-        try:
-            replace_file(path, data)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; make room and run the same "
-                "command again, all that was measured is kept"
-            ) from error
+        _write(Path(directory) / name, data, "all that was measured is kept")
+    return tuple(files)
+
+
+def write_profile_report(profile: Profile, directory: Path, about: Mapping[str, Any]) -> None:
+    """Writes a profile into a directory that is empty or does not exist: all of it, and its map.
+
+    Args:
+        profile: What backward passes told.
+        directory: Where to; its parent exists.
+        about: What it was made of: `config`, `fingerprints` and `versions`.
+
+    Raises:
+        InputError: They cannot be written.
+    """
+    text = json.dumps(without_nan({**about, **profile_json(profile)}), indent=2, allow_nan=False)
+    files = {
+        PROFILE: profile_bytes(profile, about),
+        "profile.json": (text + "\n").encode(),
+        "profile.png": draw_profile(profile, about["config"]["model"]),
+    }
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {directory}: {error.strerror}; name another") from error
+    for name, data in files.items():
+        _write(directory / name, data, "nothing of a profile is kept")
+
+
+def check_empty(option: str, directory: Path) -> None:
+    """Raises InputError unless a directory is empty, or absent and can be made."""
+    try:
+        is_empty = directory.is_dir() and not any(directory.iterdir())
+    except OSError as error:
+        raise InputError(f"{option} {directory}: {error.strerror}; name another") from error
+    if is_empty:
+        check_writable(option, directory, directory)
+    else:
+        check_output(option, directory)
+
+
+def _write(path: Path, data: bytes, kept: str) -> None:
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; make room and run the same command again, "
+            f"{kept}"
+        ) from error

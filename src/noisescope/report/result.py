@@ -55,7 +55,7 @@ def result_of(diagnosis: Diagnosis) -> dict[str, Any]:
     }
     if diagnosis.winner is not None:
         result["search"] = _search(diagnosis, diagnosis.winner)
-    cleaned: dict[str, Any] = _without_nan(result)
+    cleaned: dict[str, Any] = without_nan(result)
     return cleaned
 
 
@@ -160,12 +160,12 @@ def _search(diagnosis: Diagnosis, winner: Winner) -> dict[str, Any]:
     return asdict(winner) | {"evaluations": measured, "evaluations_of_full_sweep": full}
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Replaces NaN and infinities by None, which JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): _without_nan(v) for k, v in value.items()}
+        return {str(k): without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return value

@@ -38,19 +38,19 @@ _SETTLED = ("harmful", "harmless")
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Tell]:
+def progress_bar(console: Console, counted_in: str = "units") -> Iterator[Tell]:
     """Shows what runs, how much is done and the time left; yields what to tell it.
 
     Into a file or a pipe goes a line now and then, as a bar would write only its remains.
     """
     if not console.is_terminal:
-        yield _line_now_and_then(console)
+        yield _line_now_and_then(console, counted_in)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("units"),
+        TextColumn(counted_in),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
@@ -63,13 +63,13 @@ def progress_bar(console: Console) -> Iterator[Tell]:
         yield tell
 
 
-def _line_now_and_then(console: Console) -> Tell:
+def _line_now_and_then(console: Console, counted_in: str) -> Tell:
     told_at = [time.monotonic()]
 
     def tell(what: str, done: float, total: int) -> None:
         if time.monotonic() - told_at[0] >= _LINE_EVERY_S:
             told_at[0] = time.monotonic()
-            console.print(plain(f"{done:.1f} of {total} units measured; {what}"))
+            console.print(plain(f"{done:.1f} of {total} {counted_in}; {what}"))
 
     return tell
 

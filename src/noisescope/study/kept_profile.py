@@ -38,9 +38,7 @@ def profile_bytes(profile: Profile, about: Mapping[str, Any]) -> bytes:
         "sites": [[getattr(site, name) for name in _SITE] for site in profile.sites],
         **{name: getattr(profile, name) for name in _WHOLE},
     }
-    text = to_json(header).decode()
-    bare = save(tensors, {"noisescope": text})
-    return bytes(save(tensors, {"noisescope": text, "sha256": sha256(bare)}))
+    return _sealed(tensors, header)
 
 
 def profile_of(data: bytes, path: Path) -> tuple[Profile, dict[str, Any]]:
@@ -53,9 +51,8 @@ def profile_of(data: bytes, path: Path) -> tuple[Profile, dict[str, Any]]:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        header = json.loads(metadata["noisescope"])
-        bare = save(tensors, {"noisescope": metadata["noisescope"]})
-        is_whole = metadata["sha256"] == sha256(bare)
+        header = json.loads(metadata["noisescope"])["header"]
+        is_whole = _sealed(tensors, header) == data
     except (SafetensorError, ValueError, KeyError, TypeError):
         is_whole = False
     if not is_whole or header.get("schema") != _SCHEMA:
@@ -76,6 +73,16 @@ def profile_of(data: bytes, path: Path) -> tuple[Profile, dict[str, Any]]:
     for name in ("without", "samples", "tokens", "error_models"):
         values[name] = tuple(values[name])
     return Profile(sites=sites, **values), header["about"]
+
+
+def _sealed(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> bytes:
+    """Returns the file, with the digest of everything else in it.
+
+    All of it is one entry of the metadata: safetensors keeps several in no order.
+    """
+    digest = sha256(save(dict(tensors), {"noisescope": to_json(header).decode()}))
+    text = to_json({"header": header, "sha256": digest}).decode()
+    return bytes(save(dict(tensors), {"noisescope": text}))
 
 
 def write_profile(directory: Path, profile: Profile, about: Mapping[str, Any]) -> None:

@@ -83,7 +83,11 @@ def diagnose(
     """Walk operators, windows, sites, channels and scales, and say what is fragile and why."""
     o.check_numbers(given.seed, window=window, stride=stride)
     o.check_names(operators)
-    chosen = {"scales": o.parse_scales(scales), "until": until, "operators": operators}
+    chosen: dict[str, Any] = {
+        "scales": o.parse_scales(scales),
+        "until": until,
+        "operators": operators,
+    }
     _diagnose(diagnose_model, given, window=window, stride=stride, **chosen)
 
 
@@ -108,8 +112,8 @@ def layers(
     """Slide a window of noisy layers over a model and measure what each costs."""
     o.check_numbers(given.seed, window=window, stride=stride)
     o.check_names(operators)
-    shared = {"operators": operators, "search": search, "predict": not no_predict}
-    doses = {"scales": o.parse_scales(scales, may_be_auto=True), "until": until}
+    shared: dict[str, Any] = {"operators": operators, "search": search, "predict": not no_predict}
+    doses: dict[str, Any] = {"scales": o.parse_scales(scales, may_be_auto=True), "until": until}
     asked = [f"--{name}" for name, value in doses.items() if value is not None]
     for option, is_given in (
         ("--search", search),
@@ -138,7 +142,7 @@ def operators(
 ) -> None:
     """Perturb one operator at a time everywhere; then the core operators, and all."""
     o.check_names(operators)
-    shared = {"operators": operators, "search": search, "predict": not no_predict}
+    shared: dict[str, Any] = {"operators": operators, "search": search, "predict": not no_predict}
     _diagnose(diagnose_operators, given, **shared)
 
 

@@ -70,7 +70,7 @@ class StudyOptions(RunOptions):
 
     def error_model(self) -> ErrorModel:
         """Returns what is added."""
-        return make_error_model(self.error_type, self.noise_scale, self.rounding)
+        return make_error_model(self.error_type, self.noise_scale, self.rounding)  # type: ignore[arg-type]
 
     def measuring(self) -> dict[str, Any]:
         """Returns how it is measured, as `diagnose.Options` names it."""

@@ -1,4 +1,4 @@
-"""What people look at: the pictures, the verdict and the result file; the terminal is `report.terminal`.
+"""What people look at: pictures, verdict and result file; the terminal is `report.terminal`.
 
 The terminal is not imported here: it needs rich, which draws random numbers when imported, and
 importing noisescope is to change nothing.

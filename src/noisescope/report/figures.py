@@ -2,16 +2,9 @@
 
 import math
 
-from rich.text import Text
-
 from noisescope.analyse import Interval
 from noisescope.inject import Dose
 from noisescope.study.searched import GIVEN_UP
-
-
-def plain(text: str) -> Text:
-    """Returns a text without markup, and with `?` for what a terminal would obey."""
-    return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
 def number_text(value: float) -> str:

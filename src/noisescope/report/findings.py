@@ -15,8 +15,8 @@ from noisescope.analyse import Agreement, Response, Summary
 from noisescope.analyse.dose_response import ScaleResponse
 from noisescope.report.channels import channel_tables
 from noisescope.report.claims import departing_text
-from noisescope.report.figures import estimate_text, number_text, plain, ratio_text, times_text
-from noisescope.report.table import Columns, fitting, plain_table, width_of
+from noisescope.report.figures import estimate_text, number_text, ratio_text, times_text
+from noisescope.report.table import Columns, fitting, plain, plain_table, width_of
 from noisescope.study import Diagnosis
 from noisescope.study.steps import SITES
 

@@ -6,9 +6,9 @@ from rich.console import Console
 
 from noisescope.analyse import mean_and_error
 from noisescope.profile import POSITION_CLASSES, Profile, SiteProfile
-from noisescope.report.figures import counted, number_text, plain
+from noisescope.report.figures import counted, number_text
 from noisescope.report.shares import position_shares, top_channels
-from noisescope.report.table import Columns, fitting, plain_table
+from noisescope.report.table import Columns, fitting, plain, plain_table
 
 _WORST = 15
 _CHANNELS = 3

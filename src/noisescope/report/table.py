@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from noisescope.analyse import Summary
-from noisescope.report.figures import dose_text, estimate_text, number_text, percent, plain
+from noisescope.report.figures import dose_text, estimate_text, number_text, percent
 from noisescope.study import Diagnosis
 
 GAP = 2
@@ -86,6 +86,11 @@ def fitting(
 def width_of(columns: Mapping[str, Sequence[str]]) -> int:
     """Returns the width of a table of these columns."""
     return sum(GAP + max(map(len, (name, *cells))) for name, cells in columns.items()) - GAP
+
+
+def plain(text: str) -> Text:
+    """Returns a text without markup, and with `?` for what a terminal would obey."""
+    return Text("".join(c if c.isprintable() else "?" for c in text))
 
 
 def bar(value: float, largest: float, width: int) -> str:

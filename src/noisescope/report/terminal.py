@@ -24,11 +24,10 @@ from noisescope.report.figures import (
     dose_text,
     estimate_text,
     number_text,
-    plain,
     points_text,
 )
 from noisescope.report.findings import agreement_line, print_findings
-from noisescope.report.table import GAP, condition_table, has_accuracy
+from noisescope.report.table import GAP, condition_table, has_accuracy, plain
 from noisescope.study import Diagnosis, StudyState
 
 _MOST_NAMED = 3

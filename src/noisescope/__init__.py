@@ -3,7 +3,9 @@
 These are the public names. Importing the package changes nothing: no patch, no seed, no log.
 """
 
+from noisescope.capture import ActivationCapture
 from noisescope.diagnose import (
+    IntegratedDiagnostic,
     diagnose_channels,
     diagnose_layers,
     diagnose_model,
@@ -21,6 +23,7 @@ from noisescope.errors import (
 from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, inject
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+from noisescope.profile import Profile
 from noisescope.report import result_of, write_report
 from noisescope.study import Diagnosis, Margins
 from noisescope.tasks import Sample, Task, load_task, make_task, token_task
@@ -29,16 +32,19 @@ __all__ = [
     "CORE_OPERATORS",
     "OPERATORS",
     "AbsoluteGaussian",
+    "ActivationCapture",
     "Diagnosis",
     "Dose",
     "DoseError",
     "DoseWarning",
     "ErrorModel",
     "InputError",
+    "IntegratedDiagnostic",
     "LoadedModel",
     "Margins",
     "NoisescopeError",
     "NoisescopeWarning",
+    "Profile",
     "RelativeGaussian",
     "Sample",
     "SelectionError",

@@ -56,8 +56,11 @@ def with_analysis(diagnosis: Diagnosis, **changes) -> Diagnosis:
 def with_summaries(diagnosis: Diagnosis, *summaries: Summary) -> Diagnosis:
     """Returns the diagnosis with these lines in the place of its own; the first one's witness."""
     witness = next(iter(diagnosis.witnesses.values()))
+    entry = next(iter(diagnosis.plan.asked.values()))
+    plan = replace(diagnosis.plan, conditions={s.condition: entry for s in summaries}, chosen={})
     return replace(
         with_analysis(diagnosis, summaries=summaries),
+        plan=plan,
         witnesses={s.condition: witness for s in summaries},
     )
 

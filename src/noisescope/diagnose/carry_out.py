@@ -156,7 +156,9 @@ def _measure(
     def tell(what: str, share: float) -> None:
         if progress is not None:
             done, total = study.progress
-            progress(ENDING if study.is_ending else what, done + share, total)
+            step = "".join(list(study.plan.chosen.values())[-1:])
+            said = f"{step}: {what}" if step else what
+            progress(ENDING if study.is_ending else said, done + share, total)
 
     spec = worker_spec(asked, options.source)
     worker = Worker(

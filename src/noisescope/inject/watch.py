@@ -21,6 +21,7 @@ from noisescope.inject.effects import SiteEffect, effect_of
 from noisescope.inject.injector import SiteKey, for_every_sample
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.operators import Spelling
+from noisescope.inject.residual import watch_residuals
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
@@ -57,6 +58,7 @@ class Watch:
         self.copies = copies
         self.operators = None if operators is None else frozenset(operators)
         self.seen: dict[SiteKey, bool] = {}  # watched ones; whether a gradient can reach it
+        self.boundaries: dict[SiteKey, None] = {}  # of layers, where the residual stream is watched
         self.rows: Rows | None = None  # of the pass, where the pass itself does not tell
         self._effects: dict[SiteKey, SiteEffect] = {}
         self._class_BT: Tensor | None = None
@@ -85,6 +87,7 @@ class Watch:
                     parameter.requires_grad_(False)
             names = [region.name for region in self._regions.all]
             self._tracker.attach(self.model, self._regions, names, stack)
+            watch_residuals(self._regions, self._see_residual, stack)
             self._hooks = stack.pop_all()
         return self
 
@@ -175,6 +178,12 @@ class Watch:
     def _is_watched(self, operator: str) -> bool:
         return torch.is_grad_enabled() and (self.operators is None or operator in self.operators)
 
+    def _see_residual(self, key: SiteKey, stream: Tensor) -> None:
+        """Watches the residual stream at a boundary of layers."""
+        if torch.is_grad_enabled():
+            self.boundaries[key] = None
+            self._see_gradient(self._tracker.rows, key, stream, "channels", None)
+
     def _rows(self, place: Place) -> Rows | None:
         return self.rows if self.rows is not None else place.rows
 
@@ -213,29 +222,35 @@ class Watch:
             is_saved: Whether the value is handed to autograd, which a checkpoint computes again.
         """
         self.seen[key] = True
-
-        def note(value: Tensor, gradient: Tensor) -> None:
-            self._note(rows, key, value, gradient, layout, dim)
-
         if is_saved:
+
+            def note(value: Tensor, gradient: Tensor) -> None:
+                self._note(rows, key, value, gradient, layout, dim)
+
             passed: Tensor = _Watched.apply(output, note)  # type: ignore[no-untyped-call]
             return passed
-        # Detached: a tensor would hold its own hook and never be freed.
         if self.copies:
-            held, output = output.detach(), output.clone()
+            passed = output.clone()
         else:
             # A view that is written into forgets its hooks; F.linear returns views.
-            output = _without_base(output) if output._is_view() else output
-            held = output.detach()
+            passed = _without_base(output) if output._is_view() else output
+        self._see_gradient(rows, key, passed, layout, dim)
+        return passed
+
+    def _see_gradient(
+        self, rows: Rows | None, key: SiteKey, value: Tensor, layout: Layout, dim: int | None
+    ) -> None:
+        """Notes what error on a value does, when its gradient comes."""
+        # Detached: a tensor would hold its own hook and never be freed.
+        held = value.detach().clone() if self.copies else value.detach()
         version = held._version
 
         def on_gradient(gradient: Tensor) -> None:
             if held._version != version:
                 raise Overwritten(f"{':'.join(map(str, key))} is written into after it ran")
-            note(held, gradient)
+            self._note(rows, key, held, gradient, layout, dim)
 
-        output.register_hook(on_gradient)
-        return output
+        value.register_hook(on_gradient)
 
     @torch.no_grad()
     def _note(

@@ -25,7 +25,7 @@ from noisescope.noise import ErrorModel
 from noisescope.profile import Array, Profile, SiteProfile
 
 _LOGITS_SHARE = 8
-_FEWEST_DRAWS = 4
+_FEWEST_DRAWS = 3
 
 Tell = Callable[[str, float], None]
 
@@ -36,15 +36,15 @@ class ProfileOptions:
 
     Attributes:
         label_error: Relative standard error that is small enough, for the middle site of all.
-        label_draws: Draws of seeds; None: from 4 on, as many more as the error asks for, but at
+        label_draws: Draws of seeds; None: from 3 on, as many more as the error asks for, but at
             most twice as many at a time, up to `most_draws`.
         most_draws: The most draws.
         estimator: See `draw_seeds`.
-        operators: Operators whose sites are predicted; None: all. Without those of attention it is
-            attention stays fused, and a pass takes less time.
+        operators: Operators whose sites are predicted; None: all. Without those of attention it
+            stays fused, and a pass takes less time.
     """
 
-    label_error: float = 0.02
+    label_error: float = 0.05
     label_draws: int | None = None
     most_draws: int = 64
     estimator: Estimator = "signs"
@@ -56,7 +56,7 @@ class ProfileOptions:
         if self.most_draws < _FEWEST_DRAWS:
             raise InputError(f"most draws {self.most_draws}: at least {_FEWEST_DRAWS} are needed")
         if not self.label_error > 0:
-            raise InputError(f"label error {self.label_error!r}: more than 0 is needed; try 0.02")
+            raise InputError(f"label error {self.label_error!r}: more than 0 is needed; try 0.05")
         if self.estimator not in ESTIMATORS:
             raise InputError(
                 f"estimator {self.estimator!r}: {' or '.join(map(repr, ESTIMATORS))} is needed"
@@ -131,6 +131,7 @@ def make_profile(
         estimator=options.estimator,
         label_draws=done,
         seed=seed,
+        residuals=sums.site_profiles(passes.boundaries),
     )
 
 
@@ -157,6 +158,7 @@ class _Passes:
         self.rows = 1 if alone else min(rows, most_rows or rows)
         self.copies = False
         self.seen: dict[SiteKey, None] = {}  # in the order they first ran
+        self.boundaries: dict[SiteKey, None] = {}
 
     def run(self, draws: range, sums: "_Sums", tell: Tell | None) -> None:
         """Adds the effects of these draws over all samples."""
@@ -198,6 +200,7 @@ class _Passes:
                     int(self.gib * GIB) // _LOGITS_SHARE,
                 )
                 self.seen |= dict.fromkeys(watch.seen)
+                self.boundaries |= watch.boundaries
                 return found
         except (RuntimeError, MemoryError) as error:
             self._make_plainer(error, len(some))

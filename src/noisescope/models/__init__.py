@@ -9,6 +9,7 @@ from noisescope.models.families import (
     register_family,
 )
 from noisescope.models.fingerprint import fingerprint
+from noisescope.models.in_memory import in_eval_mode, in_memory
 from noisescope.models.loading import LoadedModel, load_model
 from noisescope.models.options import ATTENTIONS, DTYPES
 
@@ -22,6 +23,8 @@ __all__ = [
     "Regions",
     "find_regions",
     "fingerprint",
+    "in_eval_mode",
+    "in_memory",
     "load_model",
     "register_family",
 ]

@@ -129,7 +129,7 @@ def load_model(
         dtype=model.dtype,
         device=model.device,
         fingerprint=fingerprint(model),
-        context_length=_context_length(config),
+        context_length=context_length_of(config),
         notes=tuple(notes),
     )
 
@@ -257,7 +257,8 @@ def _load_tokenizer(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _context_length(config: PretrainedConfig) -> int | None:
+def context_length_of(config: PretrainedConfig) -> int | None:
+    """Returns the most positions a model takes; None where its configuration does not say."""
     text_config = config.get_text_config()
     for field in _CONTEXT_FIELDS:
         value = getattr(text_config, field, None)

@@ -22,6 +22,7 @@ from noisescope.report.figures import (
     counted,
     estimate_text,
     points_text,
+    ratio_text,
     share_text,
     times_text,
 )
@@ -150,7 +151,7 @@ def worst(diagnosis: Diagnosis) -> list[str]:
 
 def _worst(what: str, found: Worst, measure: str = "KL") -> str:
     told = f"Most fragile among {what}, by {measure}: {found.reason}"
-    if not math.isfinite(found.held_out.mean):
+    if not (found.is_conclusive and math.isfinite(found.held_out.mean)):
         return f"{told}."
     loss = points_text(found.held_out)
     if measure == "KL":
@@ -159,7 +160,15 @@ def _worst(what: str, found: Worst, measure: str = "KL") -> str:
 
 
 def channels(diagnosis: Diagnosis) -> list[str]:
-    """Says which channels are outliers, what they cost, and where activations are massive."""
+    """Says which channels are outliers, and what noise in them alone costs."""
+    effects = diagnosis.findings.channels
+    of_outliers = [effect for effect in effects if effect.is_outlier]
+    told = [_effect(effect) for effect in of_outliers or effects[:1]]
+    return [*outliers(diagnosis), *told]
+
+
+def outliers(diagnosis: Diagnosis) -> list[str]:
+    """Says which channels are outliers, and where activations are massive."""
     modules = diagnosis.told.modules
     if not modules:
         return []
@@ -185,9 +194,7 @@ def channels(diagnosis: Diagnosis) -> list[str]:
             f"largest {times_text(peak.ratio)} times the middle, in channel {peak.channel} of "
             f"{module}{where}."
         )
-    effects = diagnosis.findings.channels
-    outliers = [effect for effect in effects if effect.is_outlier]
-    return [*told, *(_effect(effect) for effect in outliers or effects[:1])]
+    return told
 
 
 def _effect(effect: ChannelEffect) -> str:
@@ -267,7 +274,13 @@ def _holds_below(diagnosis: Diagnosis) -> str:
     on = [s.scale for s in response.scales if s.place == "on"]
     if on:
         return f" With noise everywhere it holds at {max(on):g}."
-    return f" No scale was found at which it holds, down to {response.scales[0].scale:g}."
+    least = response.scales[0]
+    if least.place == "unknown" and least.ratio.is_known:
+        return (
+            f" At the smallest scale, {least.scale:g}, measured is {ratio_text(least.ratio)} times "
+            "predicted with noise everywhere, which too few data tell from the line or not."
+        )
+    return f" No scale was found at which it holds, down to {least.scale:g}."
 
 
 # What several claims go by.

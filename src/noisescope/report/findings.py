@@ -14,14 +14,14 @@ from rich.text import Text
 from noisescope.analyse import Agreement, Response, Summary
 from noisescope.analyse.dose_response import ScaleResponse
 from noisescope.report.channels import channel_tables
-from noisescope.report.claims import departing_text
+from noisescope.report.claims import departing_text, outliers
 from noisescope.report.figures import estimate_text, number_text, ratio_text, times_text
 from noisescope.report.table import Columns, fitting, plain, plain_table, width_of
 from noisescope.study import Diagnosis
 from noisescope.study.steps import SITES
 
 _PLACES = {"on": "", "above": "+", "below": "-", "unknown": "?"}
-_DOSES = "times the line c s^2; + above, - below it beyond chance, ? open"
+_DOSES = "dose: times the line c s^2; + above, - below it beyond chance, ? open"
 
 
 def agreement_line(diagnosis: Diagnosis) -> Text | None:
@@ -48,19 +48,20 @@ def _agreement(found: Agreement) -> str:
     return told
 
 
-def _tables(diagnosis: Diagnosis, width: int) -> Iterator[Table]:
+def _tables(diagnosis: Diagnosis, width: int) -> Iterator[Table | Text]:
     chosen = diagnosis.chosen.get(SITES, ())
     if chosen:
         yield _sites(diagnosis, chosen, width)
     if diagnosis.findings.responses:
         yield plain_table(dose_columns(diagnosis.findings.responses, width))
+        yield plain(_DOSES)
     yield from channel_tables(diagnosis, width)
 
 
 def _lines(diagnosis: Diagnosis) -> Iterator[str]:
     found = diagnosis.findings
-    if found.responses:
-        yield _DOSES
+    if diagnosis.kind == "channels":
+        yield from outliers(diagnosis)
     if diagnosis.kind == "diagnose":  # its verdict says the rest
         return
     for name, response in found.responses.items():

@@ -8,7 +8,7 @@ from noisescope.analyse import mean_and_error
 from noisescope.profile import POSITION_CLASSES, Profile, SiteProfile
 from noisescope.report.figures import counted, number_text
 from noisescope.report.shares import position_shares, top_channels
-from noisescope.report.table import Columns, fitting, plain, plain_table
+from noisescope.report.table import Columns, fitting, plain, plain_table, width_of
 
 _WORST = 15
 _CHANNELS = 3
@@ -34,7 +34,9 @@ def total_columns(profile: Profile, width: int) -> Columns:
         cells = [_total(profile, region, operator) for region in regions]
         full[operator] = [_with_error(kl, error) for kl, error in cells]
         short[operator] = ["" if math.isnan(kl) else number_text(kl) for kl, _ in cells]
-    return fitting(full, list(short.items())[:0:-1], width)
+    # All cells with their errors or none, and then the operators from the first on.
+    left_out = [(operator, None) for operator in operators[:-1]]
+    return fitting(full if width_of(full) <= width else short, left_out, width)
 
 
 def worst_columns(profile: Profile, width: int) -> Columns:
@@ -55,9 +57,8 @@ def worst_columns(profile: Profile, width: int) -> Columns:
     narrower: list[tuple[str, list[str] | None]] = [
         ("KL, nats/token", [number_text(kl) for kl, _ in cells]),
         ("channels", [_channels(site, 1) for site in found]),
-        ("KL, nats/token", None),
-        ("channels", None),
         ("first", None),
+        ("channels", None),
         ("prompt", None),
     ]
     return fitting(columns, narrower, width)

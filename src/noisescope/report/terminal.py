@@ -4,13 +4,13 @@ Names from models, paths and data are printed as plain text, never as markup.
 """
 
 import math
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -103,7 +103,20 @@ def _print_verdicts(console: Console, diagnosis: Diagnosis) -> None:
     if is_whole:
         console.print(Text("Verdict", style="bold"))
         for topic in topics(diagnosis):
-            console.print(Padding(plain(topic), (0, 0, 0, 2)))
+            console.print(_point(topic, console.width))
+
+
+def _point(text: str, width: int) -> Text:
+    """Returns a text as a point of a list, wrapped; names are not torn."""
+    said = textwrap.wrap(
+        plain(text).plain,
+        max(20, width),
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return Text("\n".join(said))
 
 
 def print_state(console: Console, state: StudyState) -> None:

@@ -28,14 +28,15 @@ _WHOLE = ("without", "samples", "tokens", "error_models", "estimator", "label_dr
 def profile_bytes(profile: Profile, about: Mapping[str, Any]) -> bytes:
     """Returns a profile as a file; `about` is what it was made of, such as fingerprints."""
     tensors: dict[str, Array] = {}
-    for number, site in enumerate(profile.sites):
+    for number, site in enumerate((*profile.sites, *profile.residuals)):
         tensors[f"{number}.kl"] = np.ascontiguousarray(site.kl_EKN)
         tensors[f"{number}.channels"] = np.ascontiguousarray(site.channels_ECD)
         tensors[f"{number}.errors"] = np.ascontiguousarray(site.channel_errors_ED)
     header = {
         "schema": _SCHEMA,
         "about": about,
-        "sites": [[getattr(site, name) for name in _SITE] for site in profile.sites],
+        "sites": [_names(site) for site in profile.sites],
+        "residuals": [_names(site) for site in profile.residuals],
         **{name: getattr(profile, name) for name in _WHOLE},
     }
     return _sealed(tensors, header)
@@ -67,12 +68,17 @@ def profile_of(data: bytes, path: Path) -> tuple[Profile, dict[str, Any]]:
             channels_ECD=tensors[f"{number}.channels"],
             channel_errors_ED=tensors[f"{number}.errors"],
         )
-        for number, entry in enumerate(header["sites"])
+        for number, entry in enumerate((*header["sites"], *header["residuals"]))
     )
+    count = len(header["sites"])
     values = {name: header[name] for name in _WHOLE}
     for name in ("without", "samples", "tokens", "error_models"):
         values[name] = tuple(values[name])
-    return Profile(sites=sites, **values), header["about"]
+    return Profile(sites=sites[:count], residuals=sites[count:], **values), header["about"]
+
+
+def _names(site: SiteProfile) -> list[Any]:
+    return [getattr(site, name) for name in _SITE]
 
 
 def _sealed(tensors: Mapping[str, Array], header: Mapping[str, Any]) -> bytes:

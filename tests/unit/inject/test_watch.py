@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from noisescope.inject import inject
 from noisescope.inject.probe import list_sites
+from noisescope.inject.residual import RESIDUAL
 from noisescope.inject.watch import Overwritten, Watch
 from noisescope.noise import RelativeGaussian
 
@@ -129,7 +130,7 @@ def test_only_wanted_operators_are_watched_and_fused_attention_is_left_whole():
     for key, effect in effects.items():
         torch.testing.assert_close(effect.nats_EB, everything[key].nats_EB, rtol=1e-4, atol=0)
     _, effects, _ = watched(model, ids, operators=("softmax",))
-    assert {key[2] for key in effects} == {"softmax"}
+    assert {key[2] for key in effects} == {"softmax", RESIDUAL}
     # Calls are counted whether or not they are watched: the second product is still the context.
     _, effects, _ = watched(model, ids, operators=("matmul",))
     assert {key[3] for key in effects} == {0, 1}

@@ -45,10 +45,10 @@ def test_it_stops_when_the_middle_site_is_known_well_enough(llama):
         for error in (0.2, 0.045)
     )
     assert np.median(errors_of(loose)) <= 0.2 and np.median(errors_of(tight)) <= 0.045
-    assert loose.label_draws == 4 < tight.label_draws < 64
-    # Draws are numbered: the first four are the same ones.
+    assert loose.label_draws == 3 < tight.label_draws < 64
+    # Draws are numbered: the first three are the same ones.
     for one, other in zip(loose.sites, tight.sites, strict=True):
-        np.testing.assert_array_equal(one.kl_EKN, other.kl_EKN[:, :4])
+        np.testing.assert_array_equal(one.kl_EKN, other.kl_EKN[:, :3])
     half = make_profile(
         llama, GIVEN, NOISE, options=ProfileOptions(label_draws=tight.label_draws // 2)
     )
@@ -90,26 +90,41 @@ def test_channel_errors_are_the_spread_between_passes(llama):
 
 # Planted channels.
 
-# Who writes the channel, and who reads it.
+# Who writes the channel, who reads it, and in which of its columns; None: in the channel's own.
+_MLP = ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj", None)
+# Heads of 8 channels; two query heads share a key-value head.
+_GROUPED_VALUE = ("model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.o_proj", (7, 15))
 PLANTS = {
-    "llama": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "qwen2": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "qwen3": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "mistral": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "gemma2": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "gemma3_text": ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"),
-    "lfm2": ("model.layers.1.feed_forward.w3", "model.layers.1.feed_forward.w2"),
-    "gpt2": ("transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj"),
+    "llama": _MLP,
+    "qwen2": _MLP,
+    "qwen3": _MLP,
+    "mistral": _MLP,
+    "gemma2": _MLP,
+    "gemma3_text": _MLP,
+    "phi3": ("model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.down_proj", (7,)),
+    "mixtral": _GROUPED_VALUE,
+    "qwen3_moe": _GROUPED_VALUE,
+    "lfm2": ("model.layers.1.feed_forward.w3", "model.layers.1.feed_forward.w2", None),
+    "gpt2": ("transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj", None),
     "gpt_neox": (
         "gpt_neox.layers.1.mlp.dense_h_to_4h",
         "gpt_neox.layers.1.mlp.dense_4h_to_h",
+        None,
     ),
-    "opt": ("model.decoder.layers.1.fc1", "model.decoder.layers.1.fc2"),
+    "opt": ("model.decoder.layers.1.fc1", "model.decoder.layers.1.fc2", None),
     "bloom": (
         "transformer.h.1.mlp.dense_h_to_4h",
         "transformer.h.1.mlp.dense_4h_to_h",
+        None,
+    ),
+    "bert": (
+        "bert.encoder.layer.1.attention.self.value",
+        "bert.encoder.layer.1.attention.output.dense",
+        None,
     ),
 }
+# Where gate and up are one projection, the channel of up comes after those of the gate.
+PLANTED_AT = {"phi3": 48 + 7}
 PLANTED = 7
 
 
@@ -121,19 +136,24 @@ def test_a_channel_that_is_read_a_hundred_times_is_the_top_channel(family):
     between; the next test plants what relative error sees.
     """
     model = more_model(family) if family in ("lfm2", "bloom") else small_model(family)
-    writer, reader = (model.get_submodule(name) for name in PLANTS[family])
+    writer, reader = (model.get_submodule(name) for name in PLANTS[family][:2])
+    channel = PLANTED_AT.get(family, PLANTED)
+    columns = list(PLANTS[family][2] or (channel,))
     is_conv1d = family == "gpt2"  # its weights are [in, out]
     with torch.no_grad():
-        (writer.weight[:, PLANTED] if is_conv1d else writer.weight[PLANTED]).mul_(0.01)
-        (reader.weight[PLANTED] if is_conv1d else reader.weight[:, PLANTED]).mul_(100)
+        (writer.weight[:, channel] if is_conv1d else writer.weight[channel]).mul_(0.01)
+        if is_conv1d:
+            reader.weight[columns] *= 100
+        else:
+            reader.weight[:, columns] *= 100
         if writer.bias is not None:
-            writer.bias[PLANTED] *= 0.01
+            writer.bias[channel] *= 0.01
     options = ProfileOptions(label_draws=4, operators=("linear",))
     profile = make_profile(TakenApart(model), GIVEN, [AbsoluteGaussian(0.01)], options=options)
     site = next(s for s in profile.sites if s.name == f"{PLANTS[family][0]}:linear:0")
     by_channel = site.channels_ECD[0].sum(axis=0)
     second, top = np.sort(by_channel)[-2:]
-    assert by_channel.argmax() == PLANTED
+    assert by_channel.argmax() == channel
     assert top > 100 * second
 
 
@@ -270,7 +290,7 @@ def test_an_error_model_of_which_nothing_is_known_is_refused(llama):
         ({"label_draws": 0}, "label draws 0: at least 1"),
         ({"label_error": 0.0}, "label error 0.0: more than 0"),
         ({"label_error": float("nan")}, "label error nan: more than 0"),
-        ({"most_draws": 3}, "most draws 3: at least 4"),
+        ({"most_draws": 2}, "most draws 2: at least 3"),
         ({"estimator": "dice"}, "estimator 'dice': 'signs' or 'labels' is needed"),
         ({"operators": ("linaer",)}, "unknown operator 'linaer'.*linear"),
     ],

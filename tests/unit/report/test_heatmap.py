@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from helpers.diagnoses import (
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from noisescope.analyse import Interval
 from noisescope.report import draw_heatmap, heatmap
-from noisescope.report.heatmap import drawable
+from noisescope.report.paint import PREDICTED, drawable
 
 RED = (0xB3 / 255, 0x26 / 255, 0x1E / 255)
 
@@ -37,7 +38,15 @@ def share_of(pixels, colour):
 def test_the_picture_opens_and_marks_the_worst_condition(tmp_path, kind, is_generative):
     pixels = drawn(small_diagnosis(kind, is_generative), tmp_path)
     assert pixels.shape[0] > 500 and pixels.shape[1] > 1000
-    assert share_of(pixels, RED) > 0.004
+    assert share_of(pixels, RED) > 0.002
+
+
+def test_the_predicted_kl_is_marked_beside_the_measured(tmp_path):
+    diagnosis = small_diagnosis()
+    blue = matplotlib.colors.to_rgb(PREDICTED)
+    assert share_of(drawn(diagnosis, tmp_path), blue) > 0.0001
+    without = replace(diagnosis, findings=replace(diagnosis.findings, predictions={}))
+    assert share_of(drawn(without, tmp_path), blue) == 0
 
 
 def test_without_a_worst_condition_none_is_marked(tmp_path):
@@ -98,6 +107,6 @@ def test_rows_and_bars_hold_the_figures_of_the_summaries():
     values = [value for _, (value,) in heatmap._rows((summary,))]
     assert values == pytest.approx([0.5, 0.4, 3.0, 12.5])
     axes = Figure().add_subplot()
-    heatmap._draw_intervals(axes, (summary,), None)
+    heatmap._draw_intervals(axes, (summary,), None, {})
     (segments,) = [c.get_segments() for c in axes.collections]
     assert segments[0][:, 1] == pytest.approx([0.2, 0.9])

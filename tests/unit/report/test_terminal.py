@@ -33,10 +33,10 @@ def shown(print_it, *arguments, width=80, **options):
 
 
 def table_lines(text, first):
-    """The lines of the table: its header, which begins with `first`, up to the coverage."""
+    """The lines of the table: its header, which begins with `first`, up to what follows."""
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(first))
-    end = next(i for i, line in enumerate(lines) if line.startswith("coverage"))
+    end = next(i for i, line in enumerate(lines) if line.startswith(("prediction:", "coverage")))
     return lines[start:end]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from helpers.model_dirs import loaded_small
 
 from noisescope.analyse import Interval, Summary
-from noisescope.diagnose import diagnose_layers, diagnose_operators
+from noisescope.diagnose import diagnose_layers, diagnose_model, diagnose_operators
 from noisescope.measure import greedy_answers
 from noisescope.noise import RelativeGaussian
 from noisescope.study import Diagnosis
@@ -35,6 +35,19 @@ def small_diagnosis(
     if kind == "operators":
         return diagnose_operators(loaded, task, RelativeGaussian(scale), draws=draws)
     return diagnose_layers(loaded, task, RelativeGaussian(scale), window=1, draws=draws)
+
+
+@functools.cache
+def whole_diagnosis(is_generative: bool = True, draws: int = 2) -> Diagnosis:
+    """Diagnoses a small Llama from operator to channel; the same object for the same arguments."""
+    loaded = loaded_small()
+    task = small_task(loaded, is_generative)
+    return diagnose_model(loaded, task, RelativeGaussian(0.2), draws=draws, until="kl=0.1")
+
+
+def with_findings(diagnosis: Diagnosis, **changes) -> Diagnosis:
+    """Returns the diagnosis with some of what was found beyond its table changed."""
+    return replace(diagnosis, findings=replace(diagnosis.findings, **changes))
 
 
 def with_config(diagnosis: Diagnosis, **changes) -> Diagnosis:

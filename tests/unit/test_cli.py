@@ -1,23 +1,29 @@
 """The command line: what it prints, where, and with which status."""
 
+import inspect
 import json
 import re
 import warnings
+from dataclasses import fields
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.commands import nothing_measured
 from helpers.model_dirs import save_model
 
 from noisescope.cli import commands, run
+from noisescope.cli.given import StudyOptions
 from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.report import fresh_directory
 
+COMMANDS = ["diagnose", "layers", "operators", "channels", "profile", "sites", "show", "demo"]
 STUDY_FILES = {
     "complete.json",
     "heatmap.png",
     "lock",
     "manifest.json",
+    "profile.safetensors",
     "records.parquet",
     "result.json",
     "witnesses.json",
@@ -43,7 +49,7 @@ def good(model, data, *words):
 def test_help_lists_the_commands_and_is_no_error(capsys):
     assert run(["--help"]) == 0
     captured = capsys.readouterr()
-    assert all(name in captured.out for name in ("layers", "operators", "sites", "show", "demo"))
+    assert all(name in captured.out for name in COMMANDS)
     assert captured.err == ""
 
 
@@ -53,7 +59,7 @@ def test_without_a_command_the_help_is_shown_and_the_status_is_2(capsys):
     assert "layers" in captured.out + captured.err and "Error" not in captured.err
 
 
-@pytest.mark.parametrize("command", ["layers", "operators", "sites", "show", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_for_every_option(command, capsys):
     assert run([command, "--help"]) == 0
     assert "--noise-scale" in capsys.readouterr().out or command in ("sites", "show")
@@ -67,7 +73,8 @@ def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
     assert "L0" in captured.out and str(out / "result.json") in captured.out.replace("\n", "")
     assert {p.name for p in out.iterdir()} == STUDY_FILES
     assert (out / "result.json").read_bytes() == result.read_bytes()
-    assert pq.read_table(out / "records.parquet").num_rows == 3 * (1 + 3 * 2)
+    chosen = sum(len(found) for found in json.loads(result.read_text())["chosen"].values())
+    assert pq.read_table(out / "records.parquet").num_rows == 3 * (1 + (3 + chosen) * 2)
     assert json.loads(result.read_text())["config"]["model"] == str(model)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -109,6 +116,81 @@ def test_operators_prints_a_line_per_operator(model, data, capsys):
     assert {"linear", "matmul", "softmax", "silu", "rms_norm", "embedding", "core", "all"} <= set(
         first
     )
+
+
+def test_a_whole_diagnosis_ends_with_its_verdict(model, data, tmp_path, capsys):
+    out = tmp_path / "study"
+    words = ["diagnose", f"--model={model}", f"--data={data}", "--device=cpu", "--noise-scale=0.2"]
+    words += ["--draws=2", "--scales=0.1,0.4", "--until=kl=0.1", f"--out={out}"]
+    assert run(words) == 0
+    captured = capsys.readouterr()
+    told = " ".join(captured.out.split())
+    assert captured.err == ""
+    assert "Verdict - Noise of scale 0.2" in told and "What to do:" in told
+    assert "kl=0.1 is reached" in told and "measured/predicted" in told
+    pictures = {"heatmap.png", "profile.png", "dose.png"}
+    assert {p.name for p in out.iterdir()} == STUDY_FILES | pictures | {"channels.json"}
+    for name in pictures:
+        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n")
+    assert run(["show", str(out)]) == 0
+    assert captured.out.split("Written:")[0] in capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert result["verdict"]["paragraph"] == " ".join(result["verdict"]["sentences"])
+    assert [s["scale"] for s in result["avalanche_curve"]["L0"]["scales"]] == [0.1, 0.2, 0.4]
+
+
+def test_layers_take_scales_and_a_loss_and_need_not_predict(model, data, tmp_path, capsys):
+    result = tmp_path / "result.json"
+    given = ["--noise-scale=0.2", "--scales=0.1", "--until=nll=0.05", f"--result={result}"]
+    assert run(good(model, data, *given)) == 0
+    found = json.loads(result.read_text())
+    assert set(found["avalanche_curve"]) == {"L0", "L1", "L2", "all layers"}
+    assert found["critical_scale"]["target"] == "nll=0.05"
+    assert "critical scale: nll=0.05" in " ".join(capsys.readouterr().out.split())
+    alone = tmp_path / "alone.json"
+    assert run(good(model, data, "--no-predict", f"--result={alone}")) == 0
+    found = json.loads(alone.read_text())
+    assert found["prediction"] is None and found["chosen"] == {}
+    assert "predicted" not in capsys.readouterr().out
+
+
+def test_channels_lists_what_is_large_and_what_noise_there_costs(model, data, tmp_path, capsys):
+    result = tmp_path / "result.json"
+    words = ["channels", f"--model={model}", f"--data={data}", "--device=cpu", "--draws=2"]
+    assert run([*words, f"--result={result}"]) == 0
+    out = capsys.readouterr().out
+    assert "noise in channels of" in out and "is an outlier" in " ".join(out.split())
+    found = json.loads(result.read_text())["channels"]
+    assert found["modules"] and len(found["effects"]) == 3
+
+
+def test_profile_predicts_without_measuring(model, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "profile"
+    words = ["profile", f"--model={model}", f"--data={data}", "--device=cpu", "--label-draws=4"]
+    with nothing_measured(monkeypatch):
+        assert run([*words, f"--out={out}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "nothing was injected" in " ".join(captured.out.split())
+    assert "worst sites" in captured.out and "total" in captured.out
+    assert {p.name for p in out.iterdir()} == {
+        "profile.safetensors",
+        "profile.json",
+        "profile.png",
+    }
+    found = json.loads((out / "profile.json").read_text())
+    assert found["label_draws"] == 4 and found["fingerprints"]["model"].startswith("sha256:")
+    assert found["sites"]["lm_head:linear:0"]["kl_nats_per_token"] > 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert run([*words, f"--out={out}"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_options_of_a_group_are_given_once_and_reach_every_command(model, data):
+    """What commands share is declared in one place, and reaches each of them."""
+    shared = {field.name for field in fields(StudyOptions)}
+    for command in (commands.diagnose, commands.layers, commands.operators, commands.channels):
+        assert shared <= set(inspect.signature(command).parameters)
 
 
 def test_sites_lists_what_can_be_selected(model, capsys):

@@ -226,6 +226,8 @@ def avalanche(diagnosis: Diagnosis) -> list[str]:
         told.append(f"Depth: {found.amplification.reason}.")
     if found.critical is not None:
         told.append(f"Critical scale: {found.critical.reason}.")
+    elif found.target is not None:
+        told.append(f"Critical scale: {found.target} is open, since nothing measured tells of it.")
     return told
 
 

@@ -73,7 +73,7 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
     if found.critical is not None:
         yield f"critical scale: {found.critical.reason}"
     elif found.target is not None:
-        yield f"critical scale: {found.target} was not looked for yet"
+        yield f"critical scale: {found.target} is open, since nothing measured tells of it"
 
 
 def _sites(diagnosis: Diagnosis, chosen: tuple[Summary, ...], width: int) -> Table:

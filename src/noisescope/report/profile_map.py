@@ -66,8 +66,7 @@ def _grid(profile: Profile, regions: list[str], kinds: list[str]) -> Array:
 def _draw(axes: Any, kl: Array) -> Any:
     """Draws the cells and returns their image; None where nothing is above zero."""
     positive = kl[np.isfinite(kl) & (kl > 0)]
-    colours = COLOURS.copy()
-    colours.set_bad("#f1f1f1")
+    colours = COLOURS.with_extremes(bad="#f1f1f1")
     if not len(positive):
         axes.imshow(np.full(kl.shape, math.nan), cmap=colours, aspect="auto")
         return None

@@ -50,6 +50,8 @@ def test_the_table_has_a_line_per_condition_at_80_columns(kind, is_generative):
     assert [line.split()[0] for line in lines] == [s.condition for s in diagnosis.summaries]
     assert "…" not in text
     assert ("accuracy" in header) == is_generative
+    assert "predicted" in header
+    _, *lines = table_lines(shown(print_diagnosis, diagnosis, width=110), kind)
     worst = max(diagnosis.summaries, key=lambda s: s.kl_nats.mean).condition
     longest = max(lines, key=lambda line: line.count("█"))
     assert longest.split()[0] == worst
@@ -79,7 +81,8 @@ def test_the_table_is_never_wrapped_and_no_cell_is_cut(width):
     assert [line.split()[0] for line in lines[1:]] == [f"L{i}" for i in range(28)]
     assert all(len(line) <= width for line in lines)
     assert "…" not in text
-    assert any("█" in line for line in lines) == (width >= 80)
+    assert any("█" in line for line in lines) == (width >= 120)
+    assert ("predicted" in lines[0]) == (width >= 80)
     assert ("dose" in lines[0]) == (width >= 80)
     assert all(name in lines[0] for name in ("accuracy", "KL, nats/token", "harm"))
 

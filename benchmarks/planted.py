@@ -163,9 +163,7 @@ def run_case(case: Case) -> Outcome:
     blamed = blame.sites if blame is not None and is_alarm else ()
     sites = {site.name: site for site in found.told.profile.sites}
     first = sites[blamed[0]] if blamed else None
-    is_named = (
-        first is not None and first.region == str(case.layer) and first.operator in operators
-    )
+    is_named = first is not None and first.region == str(case.layer) and first.operator in operators
     return Outcome(case, is_alarm, is_named, blamed, change, time.perf_counter() - began)
 
 

@@ -58,6 +58,33 @@ def test_a_half_done_study_shows_what_is_done_and_what_it_says_so_far(place, mon
     assert files_of(place / "study") == before
 
 
+WHOLE = ["diagnose", *GOOD[1:], "--scales=0.1"]
+
+
+@pytest.mark.parametrize("unit", [3, 5, 9, 12, 15])
+def test_a_whole_diagnosis_is_shown_at_every_moment(place, monkeypatch, capsys, unit):
+    """Also where a step is half done: what it will tell is not told yet, and nothing breaks."""
+    with interrupted_in_unit(monkeypatch, unit):
+        assert run(WHOLE) == 130
+    capsys.readouterr()
+    before = files_of(place / "study")
+    text = carry_out(capsys, "show", "study")
+    assert text.startswith("study: a study of diagnose, ") and "complete" not in text
+    assert "Verdict" in text and "nan" not in text.lower()
+    assert files_of(place / "study") == before
+    printed = carry_out(capsys, *WHOLE)
+    shown = carry_out(capsys, "show", "study")
+    assert shown.startswith("study: a study of diagnose, complete")
+    assert printed.split("Written:")[0] in shown
+
+
+@pytest.mark.parametrize("command", ["channels", "operators"])
+def test_every_kind_is_shown(place, capsys, command):
+    words = [word for word in GOOD[1:] if not word.startswith("--window")]
+    printed = carry_out(capsys, command, *words)
+    assert printed.split("Written:")[0] in carry_out(capsys, "show", "study")
+
+
 def test_a_study_that_has_only_begun_shows_no_table(place, monkeypatch, capsys):
     with interrupted_in_unit(monkeypatch, 1):
         assert run(GOOD) == 130

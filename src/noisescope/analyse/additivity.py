@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from noisescope.analyse.intervals import UNKNOWN, Interval, finite_part, mean_interval
 from noisescope.analyse.moments import by_group, moments_of
-from noisescope.analyse.ratios import paired_ratio
+from noisescope.analyse.ratios import interval_text, paired_ratio, ratio_text
 from noisescope.analyse.significance import holm
 from noisescope.errors import InputError, near_names
 
@@ -171,7 +171,7 @@ def _reason(ratio: Interval, outcome: Outcome, worst: Part | None) -> str:
     if not ratio.is_known:
         why = ratio.caution or "too few samples, or no spread between them"
         return f"inconclusive: the whole cannot be held against the sum of the parts ({why})"
-    span = f"{ratio.mean:.3g} times the sum of the parts [{ratio.low:.3g}, {ratio.high:.3g}]"
+    span = interval_text(ratio, "the sum of the parts")
     told = {
         "add": f"errors add: the whole costs {span}",
         "compound": f"errors compound: the whole costs {span}",
@@ -180,7 +180,7 @@ def _reason(ratio: Interval, outcome: Outcome, worst: Part | None) -> str:
     }[outcome]
     if worst is not None:
         told += (
-            f"; {worst.name} costs {worst.ratio.mean:.3g} times as much among the others as alone "
-            f"(p = {worst.p_value:.2g} by Holm)"
+            f"; {worst.name} costs {ratio_text(worst.ratio.mean)} times as much among the others "
+            f"as alone (p = {worst.p_value:.2g} by Holm)"
         )
     return told

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from noisescope.analyse.intervals import UNKNOWN, Interval, mean_interval
-from noisescope.analyse.ratios import paired_ratio, ratio_to
+from noisescope.analyse.ratios import interval_text, paired_ratio, ratio_to
 from noisescope.errors import InputError
 
 TOLERANCE = 1.25
@@ -279,7 +279,7 @@ def _reason(
         return f"inconclusive: {why} at the largest scale, {last.scale:g}"
     if not last.ratio.is_known:
         return "inconclusive: the prediction cannot be told from zero; use more label draws"
-    span = f"{last.ratio.mean:.3g} times the line [{last.ratio.low:.3g}, {last.ratio.high:.3g}]"
+    span = interval_text(last.ratio, "the line")
     what = f"; {last.note}" if last.note else ", neither within nor beyond the tolerance"
     return f"inconclusive: at the largest scale, {last.scale:g}, KL is {span}{what}"
 
@@ -294,8 +294,8 @@ def _departed(
     compounds = departure.way == "above"
     told = (
         f"KL leaves the line {departure.way} it between {departure.last_on:g} and "
-        f"{departure.first_off:g}: {at.ratio.mean:.3g} times the line "
-        f"[{at.ratio.low:.3g}, {at.ratio.high:.3g}] at {departure.first_off:g}, "
+        f"{departure.first_off:g}: {interval_text(at.ratio, 'the line')} at "
+        f"{departure.first_off:g}, "
         f"{'errors compound' if compounds else 'errors saturate or cancel'}"
     )
     if saturates_from is not None and compounds:

@@ -132,3 +132,14 @@ def ratio_to(measured: Interval, value: float, low: float, high: float) -> Inter
 
 def _joined(*cautions: str) -> str:
     return "; ".join(c for c in cautions if c)
+
+
+def ratio_text(value: float) -> str:
+    """Writes a ratio with three digits, and in full from a thousand on."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def interval_text(ratio: Interval, what: str) -> str:
+    """Writes a ratio with its bounds, e.g. `1.2 times the line [1.1, 1.3]`."""
+    bounds = f"[{ratio_text(ratio.low)}, {ratio_text(ratio.high)}]"
+    return f"{ratio_text(ratio.mean)} times {what} {bounds}"

@@ -239,7 +239,7 @@ def demo(
         Path | None, typer.Option(help="Directory to write; noisescope-demo if unset.")
     ] = None,
     noise_scale: o.Scale = 0.2,
-    samples: o.Samples = 100,
+    samples: o.Samples = 40,
     seed: o.Seed = 0,
 ) -> None:
     """Diagnose the small model that comes with the package, within two minutes."""

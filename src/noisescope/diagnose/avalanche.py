@@ -25,17 +25,18 @@ _MOST_SEARCHED = 10
 
 
 def avalanche_steps(
-    scales: Sequence[float] | None, until: str | None, is_chosen: bool
+    scales: Sequence[float] | None, until: str | None, is_chosen: bool, has_answers: bool = True
 ) -> tuple[Step, ...]:
     """Returns the steps: dose and response, then the scale of a chosen loss.
 
     Args:
         scales: Scales of the dose and response.
         until: The loss, as text; None: no scale is looked for.
-        is_chosen: Whether scales that are not given are chosen by the prediction.
+        is_chosen: Whether scales that are not given are chosen around the study's own.
+        has_answers: Whether anything is generated, so that accuracy can be lost.
 
     Raises:
-        InputError: A scale that is not above 0, or a loss that cannot be read.
+        InputError: A scale that is not above 0, or a loss that cannot be read, or not be reached.
     """
     check_scales(scales)
     steps = []
@@ -43,6 +44,11 @@ def avalanche_steps(
         steps.append(Step(SCALES, lambda scene: _doses(scene, scales)))
     if until is not None:
         target = parse_target(until)
+        if target.measure == "accuracy" and not has_answers:
+            raise InputError(
+                f"until {until!r}: texts are scored along themselves and have no accuracy; give "
+                "kl=0.1 or nll=0.1"
+            )
         generates = None if target.measure == "accuracy" else False
         steps.append(
             Step(UNTIL, lambda scene: _nearer(scene, target), generates, most=_MOST_SEARCHED)

@@ -60,7 +60,7 @@ def diagnose_layers(
     step = window if stride is None else stride
     n_layers = find_regions(loaded.model).n_layers
     windows = windows_of(n_layers, window, stride)
-    steps, settings = _layer_steps(scales, until, chosen)
+    steps, settings = _layer_steps(scales, until, chosen, task.is_generative)
     inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
     wanted = resolve(operators, inside)
     conditions = tuple(
@@ -182,7 +182,7 @@ def windows_of(n_layers: int, window: int, stride: int | None) -> list[tuple[int
 
 
 def _layer_steps(
-    scales: Sequence[float] | str | None, until: str | None, options: Options
+    scales: Sequence[float] | str | None, until: str | None, options: Options, has_answers: bool
 ) -> tuple[tuple[Step, ...], dict[str, Any]]:
     """Returns the steps that follow windows, and the options they go by.
 
@@ -193,7 +193,7 @@ def _layer_steps(
     if isinstance(scales, str) and not is_chosen:
         raise InputError(f"scales {scales!r}: give numbers, or 'auto'")
     given = None if is_chosen else scales
-    avalanche = avalanche_steps(given, until, is_chosen)  # type: ignore[arg-type]
+    avalanche = avalanche_steps(given, until, is_chosen, has_answers)  # type: ignore[arg-type]
     if avalanche and (options.search or not options.predict):
         raise InputError(
             "the avalanche needs a prediction and every window: leave out --search and --no-predict"

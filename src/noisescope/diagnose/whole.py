@@ -81,7 +81,7 @@ def diagnose_model(
         steps=(
             Step(PARTS, choose_parts),
             Step(SITES, choose_sites),
-            *avalanche_steps(scales, until, is_chosen=True),
+            *avalanche_steps(scales, until, is_chosen=True, has_answers=task.is_generative),
             Step(CHANNELS, choose_channels, needs_outliers=True),
             Step(BLAME, choose_blamed, generates=None),
         ),

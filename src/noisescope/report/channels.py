@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from noisescope.profile import Profile
-from noisescope.report.figures import estimate_text, number_text, share_text, times_text
+from noisescope.report.figures import estimate_text, number_text, per_cent, share_text, times_text
 from noisescope.report.shares import channel_kls
 from noisescope.report.table import Columns, fitting, plain_table
 from noisescope.study import Diagnosis
@@ -40,7 +40,7 @@ def _outliers(diagnosis: Diagnosis) -> _Found:
         "channel": [str(channel) for _, channel, _ in rows],
         "x middle": [times_text(ratio) for _, _, ratio in rows],
         "predicted": [number_text(kl) for kl, _ in shares],
-        "of its site": [f"{100 * s:.2g} %" if math.isfinite(s) else "n/a" for _, s in shares],
+        "of its site": [per_cent(share) for _, share in shares],
     }
     return columns, [("predicted", None)]
 
@@ -71,13 +71,14 @@ def _effects(diagnosis: Diagnosis) -> _Found:
         "others alone": [estimate_text(effect.others) for effect in found],
         "share": [share_text(effect.share) for effect in found],
     }
-    means = [f"{100 * effect.share.mean:.2g} %" for effect in found]
+    means = [per_cent(effect.share.mean) for effect in found]
     return columns, [
         ("share", means),
         ("others alone", [number_text(effect.others.mean) for effect in found]),
         ("these alone", [number_text(effect.these.mean) for effect in found]),
         ("predicted", None),
         ("these", None),
+        ("share", None),
     ]
 
 

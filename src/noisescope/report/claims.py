@@ -248,7 +248,7 @@ def held(diagnosis: Diagnosis) -> list[str]:
     if is_level:
         named = departing_text(found.departing)
         return [
-            f"The prediction held for most: measured is {middle} {over}; {off}, most of all "
+            f"The prediction held for most: measured is {middle} {over}; {off}, farthest "
             f"{named}{_rank(found.rank)}."
         ]
     if not found.departing:
@@ -257,7 +257,7 @@ def held(diagnosis: Diagnosis) -> list[str]:
             f"can be told from the line{_rank(found.rank)}."
         ]
     return [
-        f"At this scale the prediction is off: measured is {middle} {over}, and {off}, most of all "
+        f"At this scale the prediction is off: measured is {middle} {over}, and {off}, farthest "
         f"{departing_text(found.departing)}{_rank(found.rank)}.{_holds_below(diagnosis)}"
     ]
 

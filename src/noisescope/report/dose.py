@@ -27,7 +27,7 @@ def draw_doses(diagnosis: Diagnosis) -> bytes:
             colour = _TINTS[(number - 1) % len(_TINTS)] if is_named else _REST
             label = drawable(name) if is_named else "_others"
         _draw(axes, response, colour, label)
-    _dress(axes, responses)
+    _dress(axes)
     details = "points: measured KL, mean and 95 % interval; dashed: the predicted line c s²"
     write_title(axes, diagnosis.config["model"], f"dose and response\n{details}")
     return png_of(figure)
@@ -65,7 +65,7 @@ def _draw(axes: Any, response: Response, colour: str, label: str) -> None:
         axes.plot(*zip(*line, strict=True), "--", color=colour, linewidth=0.9, alpha=0.7)
 
 
-def _dress(axes: Any, responses: Mapping[str, Response]) -> None:
+def _dress(axes: Any) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("scale of the noise", fontsize=9, color=INK)
@@ -75,7 +75,7 @@ def _dress(axes: Any, responses: Mapping[str, Response]) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    if responses:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(
             fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.01, 0.5)
         )

@@ -47,18 +47,21 @@ def points_text(interval: Interval) -> str:
 
 
 def share_text(interval: Interval) -> str:
-    """Writes a share in per cent, e.g. `81 % [74, 87]`."""
+    """Writes a share with its interval, e.g. `81 % [74, 87]`."""
     if not math.isfinite(interval.mean):
         return "an unknown share"
     if not interval.is_known:
-        return f"{_per_cent(interval.mean)} % [too few data]"
-    low, high = _per_cent(interval.low), _per_cent(interval.high)
-    return f"{_per_cent(interval.mean)} % [{low}, {high}]"
+        return f"{per_cent(interval.mean)} [too few data]"
+    low, high = (per_cent(bound).removesuffix(" %") for bound in (interval.low, interval.high))
+    return f"{per_cent(interval.mean)} [{low}, {high}]"
 
 
-def _per_cent(share: float) -> str:
+def per_cent(share: float) -> str:
+    """Writes a share in per cent with two digits, e.g. `81 %` or `0.024 %`."""
+    if not math.isfinite(share):
+        return "n/a"
     value = 100 * share
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+    return f"{value:.0f} %" if abs(value) >= 10 else f"{value:.2g} %"
 
 
 def percent(value: float) -> str:

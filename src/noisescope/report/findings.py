@@ -93,6 +93,7 @@ def _sites(diagnosis: Diagnosis, chosen: tuple[Summary, ...], width: int) -> Tab
     narrower: list[tuple[str, list[str] | None]] = [
         ("KL, nats/token", [number_text(mean) for mean in means]),
         ("ratio", None),
+        ("predicted", None),
     ]
     return plain_table(fitting(columns, narrower, width))
 

@@ -29,6 +29,7 @@ from noisescope.study import Diagnosis
 
 _MOST_NUMBERS = 16  # columns up to which a number fits into every cell
 _LONGEST_FLAT = 12  # characters of a name that is still written across
+_LONGEST_SITE, _INCHES_PER_LETTER = 76, 0.08  # of names written upright
 _LINE = 72  # characters of the line that says what was asked
 
 _Row = tuple[str, list[float]]
@@ -44,13 +45,15 @@ def draw_heatmap(diagnosis: Diagnosis) -> bytes:
     columns = len(summaries)
     width = 3.4 + columns * (0.85 if columns <= _MOST_NUMBERS else 0.36)
     height = 0.46 * len(rows)
-    figure = new_figure(max(8.0, width), 3.6 + height)
+    names = [drawable(s.condition, _LONGEST_SITE) for s in summaries]
+    below_in = _INCHES_PER_LETTER * max(map(len, names), default=0) if _is_upright(names) else 0.0
+    figure = new_figure(max(8.0, width), 3.6 + height + below_in)
     above, below = figure.subplots(
         2, sharex=True, gridspec_kw={"height_ratios": [1.9, height], "hspace": 0.04}
     )
     worst = diagnosis.worst_kl.condition
     _draw_intervals(above, summaries, worst, diagnosis.findings.predictions)
-    image = _draw_cells(below, rows, [s.condition for s in summaries])
+    image = _draw_cells(below, rows, names)
     scale = figure.colorbar(image, ax=below, ticks=[0, 1], aspect=8, pad=0.015)
     scale.ax.set_yticklabels(["none", "worst\nof row"], fontsize=8, color=FAINT)
     scale.ax.tick_params(length=0)
@@ -110,6 +113,10 @@ def _draw_intervals(
     axes.spines["bottom"].set_color("#bdbdbd")
 
 
+def _is_upright(names: list[str]) -> bool:
+    return len(names) > _MOST_NUMBERS or max(map(len, names), default=0) > _LONGEST_FLAT
+
+
 def _draw_predictions(
     axes: Any, summaries: tuple[Summary, ...], predictions: Mapping[str, Prediction]
 ) -> None:
@@ -127,9 +134,7 @@ def _draw_cells(axes: Any, rows: list[_Row], names: list[str]) -> Any:
     """Draws the heatmap itself and returns its image."""
     shares = np.array([_shares(values) for _, values in rows])
     image = axes.imshow(shares, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    is_upright = len(names) > _MOST_NUMBERS or max(map(len, names), default=0) > _LONGEST_FLAT
-    names = [drawable(name) for name in names]
-    axes.set_xticks(range(len(names)), names, rotation=90 if is_upright else 0, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=90 if _is_upright(names) else 0, fontsize=9)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)

@@ -59,8 +59,8 @@ def bare(axes: Any) -> None:
         spine.set_visible(False)
 
 
-def drawable(name: str) -> str:
+def drawable(name: str, longest: int = _LONGEST_NAME) -> str:
     """Returns a name as the font can draw it: on one line, cut where long, `?` for the rest."""
     glyphs = font_manager.get_font(font_manager.findfont(_FONT)).get_charmap()
     shown = "".join(c if c.isprintable() and ord(c) in glyphs else "?" for c in name)
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"

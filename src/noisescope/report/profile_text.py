@@ -6,7 +6,7 @@ from rich.console import Console
 
 from noisescope.analyse import mean_and_error
 from noisescope.profile import POSITION_CLASSES, Profile, SiteProfile
-from noisescope.report.figures import counted, number_text
+from noisescope.report.figures import counted, number_text, per_cent
 from noisescope.report.shares import position_shares, top_channels
 from noisescope.report.table import Columns, fitting, plain, plain_table, width_of
 
@@ -48,11 +48,11 @@ def worst_columns(profile: Profile, width: int) -> Columns:
     columns: Columns = {
         "worst sites": [site.name for site in found],
         "KL, nats/token": [_with_error(kl, error) for kl, error in cells],
-        "share": [_share(kl / whole if whole > 0 else math.nan) for kl, _ in cells],
+        "share": [per_cent(kl / whole if whole > 0 else math.nan) for kl, _ in cells],
     }
     for name in POSITION_CLASSES:
         if name != "unknown" or any(place[name] > 0 for place in places):
-            columns[name] = [_share(place[name]) for place in places]
+            columns[name] = [per_cent(place[name]) for place in places]
     columns["channels"] = [_channels(site) for site in found]
     narrower: list[tuple[str, list[str] | None]] = [
         ("KL, nats/token", [number_text(kl) for kl, _ in cells]),
@@ -104,12 +104,8 @@ def _with_error(kl: float, error: float) -> str:
     return number_text(kl) if math.isnan(error) else f"{number_text(kl)} ±{number_text(error)}"
 
 
-def _share(share: float) -> str:
-    return f"{100 * share:.2g} %" if math.isfinite(share) else "n/a"
-
-
 def _channels(site: SiteProfile, count: int = _CHANNELS) -> str:
-    return ", ".join(f"{channel} ({_share(s)})" for channel, _, s in top_channels(site, count))
+    return ", ".join(f"{channel} ({per_cent(s)})" for channel, _, s in top_channels(site, count))
 
 
 def _finite(value: float) -> float:

@@ -20,7 +20,7 @@ from noisescope.study.plan import StudyPlan
 from noisescope.study.study import Study
 
 PROFILE = "profile.safetensors"
-_SCHEMA = 1
+_SCHEMA = 2
 _SITE = ("region", "module", "operator", "index", "rows")
 _WHOLE = ("without", "samples", "tokens", "error_models", "estimator", "label_draws", "seed")
 

@@ -15,7 +15,7 @@ ALL_LAYERS = "all layers"
 BLAMED = "blamed"
 _ANSWERED = " answered"
 _ALL_BUT, _AT, _CHANNELS_OF = "all but ", " @ ", " of "
-THESE, OTHERS = "outlier channels", "other channels"
+THESE, OTHERS = "top channels", "other channels"
 
 
 def all_but(name: str) -> str:

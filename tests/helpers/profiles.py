@@ -30,11 +30,14 @@ def site_profile(
 
 
 def profile_of_sites(
-    sites: Mapping[str, float] | Sequence[SiteProfile], scale: float = 0.05, draws: int = 2
+    sites: Mapping[str, float] | Sequence[SiteProfile],
+    scale: float = 0.05,
+    draws: int = 2,
+    samples: int = 4,
 ) -> Profile:
     """Returns a profile of relative error at this scale."""
     made = (
-        tuple(site_profile(name, kl, draws=draws) for name, kl in sites.items())
+        tuple(site_profile(n, kl, draws=draws, samples=samples) for n, kl in sites.items())
         if isinstance(sites, Mapping)
         else tuple(sites)
     )

@@ -25,6 +25,7 @@ from noisescope.analyse.predict import (
     departs,
     mean_and_error,
     predict,
+    predict_samples,
 )
 from noisescope.analyse.ratios import paired_ratio
 from noisescope.analyse.search import Round, Winner, next_round
@@ -82,6 +83,7 @@ __all__ = [
     "paired_ratio",
     "parse_target",
     "predict",
+    "predict_samples",
     "share_interval",
     "standouts",
     "t_test_p",

@@ -34,11 +34,14 @@ class Point:
         values_KN: KL in nats per token, draw by sample; not finite where the logits overflowed or
             nothing was scored. The same draws and samples at every scale.
         groups: The source of each sample; None: all apart.
+        predicted_N: Predicted KL of each sample at this scale; None: only the mean is known.
+            Samples that cost much are predicted to, so the ratio is known far better by pairs.
     """
 
     scale: float
     values_KN: NDArray[np.float64]
     groups: Sequence[Hashable] | None = None
+    predicted_N: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def dose_response(
     Args:
         points: What was measured, one point per scale, in any order.
         c: Predicted KL per squared scale, in nats per token.
-        c_error: Its standard error over label draws.
+        c_error: Its standard error over label draws, for points without predictions by sample.
         tolerance: The ratio that still counts as on the line, above 1.
         c_degrees: Degrees of freedom of `c_error`: label draws less one; infinite if well known.
 
@@ -200,7 +203,12 @@ def _scale(
     measured = mean_interval(point.values_KN, groups=point.groups)
     predicted = c * point.scale**2
     half = reach * point.scale**2
-    ratio = ratio_to(measured, predicted, predicted - half, predicted + half)
+    if point.predicted_N is None:
+        ratio = ratio_to(measured, predicted, predicted - half, predicted + half)
+    else:
+        # Label draws of samples are independent: the spread over samples holds their error.
+        line_KN = np.broadcast_to(point.predicted_N, point.values_KN.shape)
+        ratio = paired_ratio(point.values_KN, line_KN, point.groups)
     overflowed = int((scorable & ~_finite_samples(point.values_KN)).sum())
     if measured.mean == 0:
         ratio, note = replace(UNKNOWN, mean=ratio.mean, caution=_ERASED), _ERASED

@@ -69,6 +69,23 @@ def predict(
     return Prediction(factor * mean, factor * error, len(chosen), unreached)
 
 
+def predict_samples(
+    profile: Profile, selection: Selection, error_model: Mapping[str, Any] | None = None
+) -> Mapping[str, float]:
+    """Returns the predicted KL of each sample, mean over label draws; none where nothing can be.
+
+    Arguments as for `predict`; channels and positions are not told by sample.
+    """
+    number, factor = find_error_model(profile, error_model)
+    chosen = [site for site in profile.sites if _is_meant(selection, site)]
+    is_part = selection.channels is not None or bool(selection.without_channels)
+    if factor is None or not chosen or is_part or selection.positions is not None:
+        return {}
+    total_KN: Array = np.sum([site.kl_EKN[number] for site in chosen], axis=0)
+    means = factor * total_KN.mean(axis=0)
+    return dict(zip(profile.samples, means.tolist(), strict=True))
+
+
 def mean_and_error(sites: Sequence[SiteProfile], number: int = 0) -> tuple[float, float]:
     """Returns the sum of sites' KL, mean over samples, and its standard error over label draws."""
     total_KN: Array = np.sum([site.kl_EKN[number] for site in sites], axis=0)

@@ -239,10 +239,10 @@ def demo(
         Path | None, typer.Option(help="Directory to write; noisescope-demo if unset.")
     ] = None,
     noise_scale: o.Scale = 0.2,
-    samples: o.Samples = 40,
+    samples: o.Samples = 50,
     seed: o.Seed = 0,
 ) -> None:
-    """Diagnose the small model that comes with the package, within two minutes."""
+    """Diagnose the small model that comes with the package, in about a minute."""
     given = StudyOptions(
         model=str(demo_model_dir()),
         data=str(demo_questions()),

@@ -12,6 +12,7 @@ from noisescope.study.findings import whole_name
 _TINTS = ("#1f5f8b", "#4d8b31", "#8a5fb0", "#c98a1b", "#3a9c9c", "#7a4a2b", "#5b6b9e", "#a0527d")
 _REST = "#b9b9b9"
 _MOST_NAMED = 8
+_MOST_TICKS = 14
 
 
 def draw_doses(diagnosis: Diagnosis) -> bytes:
@@ -27,7 +28,7 @@ def draw_doses(diagnosis: Diagnosis) -> bytes:
             colour = _TINTS[(number - 1) % len(_TINTS)] if is_named else _REST
             label = drawable(name) if is_named else "_others"
         _draw(axes, response, colour, label)
-    _dress(axes)
+    _dress(axes, sorted({s.scale for r in responses.values() for s in r.scales}))
     details = "points: measured KL, mean and 95 % interval; dashed: the predicted line c s²"
     write_title(axes, diagnosis.config["model"], f"dose and response\n{details}")
     return png_of(figure)
@@ -65,8 +66,11 @@ def _draw(axes: Any, response: Response, colour: str, label: str) -> None:
         axes.plot(*zip(*line, strict=True), "--", color=colour, linewidth=0.9, alpha=0.7)
 
 
-def _dress(axes: Any) -> None:
+def _dress(axes: Any, scales: list[float]) -> None:
     axes.set_xscale("log")
+    shown = _apart(scales)
+    axes.set_xticks(shown, [f"{scale:g}" for scale in shown])
+    axes.set_xticks([], minor=True)
     axes.set_yscale("log")
     axes.set_xlabel("scale of the noise", fontsize=9, color=INK)
     axes.set_ylabel("KL, nats per token", fontsize=9, color=INK)
@@ -79,3 +83,13 @@ def _dress(axes: Any) -> None:
         axes.legend(
             fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.01, 0.5)
         )
+
+
+def _apart(scales: list[float]) -> list[float]:
+    """Returns the scales whose labels have room beside each other."""
+    shown: list[float] = []
+    room = (scales[-1] / scales[0]) ** (1 / _MOST_TICKS) if scales else 1.0
+    for scale in scales:
+        if not shown or scale > shown[-1] * room:
+            shown.append(scale)
+    return shown

@@ -33,6 +33,7 @@ from noisescope.analyse import (
     dose_response,
     parse_target,
     predict,
+    predict_samples,
     worst_by_kl,
 )
 from noisescope.errors import InputError
@@ -176,7 +177,7 @@ def _responses(
         prediction = predictions[base]
         if own is None or profile is None:
             continue
-        points = _same_block(table, names)
+        points = _points(plan, table, names, profile)
         if points:
             found[base] = dose_response(
                 points,
@@ -187,7 +188,9 @@ def _responses(
     return found
 
 
-def _same_block(table: Table, names: Mapping[float, str]) -> list[Point]:
+def _points(
+    plan: StudyPlan, table: Table, names: Mapping[float, str], profile: Profile
+) -> list[Point]:
     """Returns the points on the draws and samples that all scales have."""
     block = table.block(next(iter(names.values())))
     for name in names.values():
@@ -195,9 +198,14 @@ def _same_block(table: Table, names: Mapping[float, str]) -> list[Point]:
     if not len(block):
         return []
     groups = table.groups(block.samples)
-    return [
-        Point(scale, table.values(name, "kl_nats", block), groups) for scale, name in names.items()
-    ]
+    points = []
+    for scale, name in names.items():
+        entry = plan.conditions[name]
+        known = predict_samples(profile, Condition.selection_of(entry), entry["error_model"])
+        line = [known.get(sample, np.nan) for sample in block.samples]
+        predicted = np.array(line) if known else None
+        points.append(Point(scale, table.values(name, "kl_nats", block), groups, predicted))
+    return points
 
 
 def _critical(

@@ -170,3 +170,27 @@ def test_the_order_of_points_does_not_matter():
 def test_what_cannot_be_used_is_refused(data, tolerance, message):
     with pytest.raises(InputError, match=message):
         dose_response(data, C, 0.1, tolerance)
+
+
+def test_pairing_samples_with_their_predictions_narrows_the_ratio():
+    """Samples differ tenfold in what they cost; the prediction knows which."""
+    generator = np.random.default_rng(3)
+    line_N = np.exp(generator.normal(size=50))
+    values = line_N * np.exp(0.1 * generator.normal(size=(4, 50)))
+    alone = dose_response([Point(1.0, values)], line_N.mean(), 0.0)
+    paired = dose_response([Point(1.0, values, predicted_N=line_N)], line_N.mean(), 0.0)
+    wide, narrow = (found.scales[0].ratio for found in (alone, paired))
+    assert wide.mean == pytest.approx(narrow.mean)
+    assert narrow.high - narrow.low < 0.2 * (wide.high - wide.low)
+    assert (alone.scales[0].place, paired.scales[0].place) == ("unknown", "on")
+
+
+def test_pairs_hold_the_true_ratio_when_the_prediction_has_errors_of_its_own():
+    generator, held = np.random.default_rng(4), 0
+    for _ in range(300):
+        truth_N = np.exp(0.5 * generator.normal(size=40))
+        line_N = truth_N * generator.gamma(8, 1 / 8, size=40)
+        values = 1.5 * truth_N * np.exp(0.2 * generator.normal(size=(4, 40)) - 0.02)
+        ratio = dose_response([Point(1.0, values, predicted_N=line_N)], 1.0, 0.0).scales[0].ratio
+        held += ratio.low <= 1.5 <= ratio.high
+    assert 0.91 <= held / 300 <= 0.99

@@ -67,7 +67,9 @@ def records(kls, drops=None):
 
 
 def found(conditions, kls, profile=True, modules=(), drops=None, **settings):
-    told = Told(profile_of_sites(SITES, SCALE) if profile is True else profile, modules)
+    told = Told(
+        profile_of_sites(SITES, SCALE, samples=SAMPLES) if profile is True else profile, modules
+    )
     made = make_diagnosis(plan(conditions, **settings), records(kls, drops), {}, (), None, told)
     return made.findings
 
@@ -171,7 +173,9 @@ def test_layers_that_amplify_are_read_from_the_residual_stream():
         )
         for n, value in enumerate(at_exit)
     )
-    profile = dataclasses.replace(profile_of_sites(SITES, SCALE), residuals=residuals)
+    profile = dataclasses.replace(
+        profile_of_sites(SITES, SCALE, samples=SAMPLES), residuals=residuals
+    )
     findings = found(parts(), {"L0": 0.1}, profile)
     assert findings.amplification.onset.layer == 4
     assert [round(f.mean, 1) for f in findings.amplification.factors] == steps

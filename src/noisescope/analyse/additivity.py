@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from noisescope.analyse.intervals import UNKNOWN, Interval, finite_part, mean_interval
 from noisescope.analyse.moments import by_group, moments_of
-from noisescope.analyse.ratios import interval_text, paired_ratio, ratio_text
+from noisescope.analyse.ratios import (
+    NO_DENOMINATOR,
+    interval_text,
+    paired_ratio,
+    ratio_text,
+)
 from noisescope.analyse.significance import holm
 from noisescope.errors import InputError, near_names
 
@@ -169,7 +174,9 @@ def _p_amplified(among: _Values, alone: _Values, groups: Sequence[Hashable] | No
 
 def _reason(ratio: Interval, outcome: Outcome, worst: Part | None) -> str:
     if not ratio.is_known:
-        why = ratio.caution or "too few samples, or no spread between them"
+        why = "too few samples, or no spread between them"
+        if NO_DENOMINATOR in ratio.caution:
+            why = "that sum cannot be told from zero"
         return f"inconclusive: the whole cannot be held against the sum of the parts ({why})"
     span = interval_text(ratio, "the sum of the parts")
     told = {

@@ -203,12 +203,13 @@ def _scale(
     measured = mean_interval(point.values_KN, groups=point.groups)
     predicted = c * point.scale**2
     half = reach * point.scale**2
-    if point.predicted_N is None:
-        ratio = ratio_to(measured, predicted, predicted - half, predicted + half)
-    else:
+    ratio = ratio_to(measured, predicted, predicted - half, predicted + half)
+    if point.predicted_N is not None:
         # Label draws of samples are independent: the spread over samples holds their error.
         line_KN = np.broadcast_to(point.predicted_N, point.values_KN.shape)
-        ratio = paired_ratio(point.values_KN, line_KN, point.groups)
+        paired = paired_ratio(point.values_KN, line_KN, point.groups)
+        # Where a few samples are predicted to carry all, pairs cannot tell the line from zero.
+        ratio = paired if paired.is_known else ratio
     overflowed = int((scorable & ~_finite_samples(point.values_KN)).sum())
     if measured.mean == 0:
         ratio, note = replace(UNKNOWN, mean=ratio.mean, caution=_ERASED), _ERASED

@@ -32,19 +32,18 @@ from noisescope.versions import versions
 
 LAYERS, WIDTH, HEADS, VOCABULARY, CONTEXT = 8, 48, 4, 96, 32
 SAMPLES, TOKENS, DRAWS, SCALE = 16, 24, 2, 0.05
-# How many times what a projection gives usually is added: enough to matter at a scale of 5 %.
-STRENGTH = 60.0
 KINDS = ("key vector", "offset", "added and taken away", "none")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model: family, seed of its weights, and what is planted where."""
+    """One model: family, seed of its weights, and what is planted where, how large."""
 
     number: int
     family: str
     kind: str
     layer: int
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ class Outcome:
     seconds: float
 
 
-def make_case(number: int, is_planted: bool) -> Case:
+def make_case(number: int, is_planted: bool, strength: float) -> Case:
     """Returns a case, drawn by its number."""
     generator = np.random.default_rng([number, int(is_planted)])
     family = ("gpt2", "opt")[int(generator.integers(2))]
     kind = KINDS[int(generator.integers(3))] if is_planted else "none"
-    return Case(number, family, kind, int(generator.integers(LAYERS)))
+    return Case(number, family, kind, int(generator.integers(LAYERS)), strength)
 
 
 def make_model(case: Case) -> Any:
@@ -106,15 +105,15 @@ def plant(model: Any, case: Case) -> frozenset[str]:
         picks = torch.rand(2)
     if case.kind == "offset":
         for_attention = bool(picks[0] < 0.5)
-        _writer(model, case, for_attention).bias += STRENGTH
+        _writer(model, case, for_attention).bias += case.strength
         return frozenset({"linear"})
     if case.kind == "key vector":
-        _bias_of(model, case, 1).add_(STRENGTH * direction)
+        _bias_of(model, case, 1).add_(case.strength * direction)
         return frozenset({"linear", "matmul"})
-    _bias_of(model, case, 2).add_(STRENGTH * direction)
+    _bias_of(model, case, 2).add_(case.strength * direction)
     writer = _writer(model, case, for_attention=True)
     weight = writer.weight if isinstance(writer, nn.Linear) else writer.weight.T
-    writer.bias -= STRENGTH * weight @ direction
+    writer.bias -= case.strength * weight @ direction
     return frozenset({"linear", "matmul"})
 
 
@@ -198,9 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=40, help="of each half")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--strength", type=float, default=60.0, help="what is added, where outputs are of size 1"
+    )
     arguments = parser.parse_args()
     cases = [
-        make_case(number, is_planted)
+        make_case(number, is_planted, arguments.strength)
         for is_planted in (True, False)
         for number in range(arguments.models)
     ]
@@ -212,6 +214,7 @@ def main() -> None:
     print(file=sys.stderr)
     planted = [o for o in outcomes if o.case.kind != "none"]
     untouched = [o for o in outcomes if o.case.kind == "none"]
+    print(f"planted with strength {arguments.strength:g}")
     print(f"noise {SCALE} on everything, {SAMPLES} texts of {TOKENS} tokens, {DRAWS} draws")
     print(f"what the planting changed: at most {max(o.change_nats for o in planted):.1e} nats")
     show("planted layer and operator named", planted, lambda o: o.is_named)

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers.model_dirs import save_model
 
 from noisescope.cli import run
 from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
+from noisescope.study.kept_profile import PROFILE as PROFILE
 
 REPORT = ("result.json", "heatmap.png")
+# A command on what `write_small_study` writes.
+SMALL_STUDY = ("layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=3")
+SMALL_STUDY += ("--device=cpu", "--window=1", "--memory-gib=1", "--noise-scale=0.2")
 FINISHED = ("records.parquet", "witnesses.json", "complete.json", *REPORT)
 
 
@@ -30,6 +35,21 @@ def write_questions(path: Path, count: int = 6, groups=None) -> Path:
 def write_texts(path: Path, count: int) -> Path:
     path.write_text("\n\n".join(f"dog number {i} ran {i * i} times" for i in range(count)))
     return path
+
+
+def write_small_study(directory: Path) -> Path:
+    """Writes a small Llama and six questions."""
+    save_model(directory / "llama")
+    write_questions(directory / "test.parquet")
+    return directory
+
+
+def work_with(origin: Path, place: Path, monkeypatch) -> Path:
+    """Links all that lies in a directory into another one, and makes that the working directory."""
+    for path in origin.iterdir():
+        (place / path.name).symlink_to(path)
+    monkeypatch.chdir(place)
+    return place
 
 
 def in_small_units(monkeypatch, samples: int = 2) -> None:

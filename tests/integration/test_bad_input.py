@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import work_with
 from helpers.model_dirs import character_tokenizer, save_model
 from helpers.small_models import small_model
 
@@ -44,10 +45,7 @@ def origin(tmp_path_factory):
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
     """A fresh directory with links to the models and the data, and the working directory."""
-    for path in origin.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_with(origin, tmp_path, monkeypatch)
 
 
 GOOD = ["layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=2", "--device=cpu"]

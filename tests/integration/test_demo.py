@@ -1,23 +1,21 @@
 """The demo model that the package carries: what is promised of it, and its command."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
-from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import FINISHED, PROFILE, files_of
+from helpers.load import ROOT, load_file
 
 from noisescope import RelativeGaussian, diagnose_layers, diagnose_operators, load_model, load_task
 from noisescope.cli import run
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.measure import Plan, measure
 
-ROOT = Path(__file__).parents[2]
 QUESTIONS = 500
 
 
@@ -26,13 +24,8 @@ def demo():
     return load_model(demo_model_dir(), dtype="float32", device="cpu")
 
 
-def training_script() -> ModuleType:
-    path = ROOT / "scripts" / "train_demo_model.py"
-    spec = importlib.util.spec_from_file_location("train_demo_model", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def training_script():
+    return load_file("scripts/train_demo_model.py")
 
 
 def test_it_is_a_qwen2_of_the_promised_size(demo):
@@ -75,20 +68,26 @@ def test_worked_answers_of_the_problems_are_right():
         assert lines[-1].split(" = ")[1] == str(problem.truth)
 
 
-def test_the_demo_command_writes_beside_an_earlier_one(tmp_path, monkeypatch, capsys):
+def test_the_demo_command_writes_beside_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(["demo", "--samples", "4"]) == 0
-    assert run(["demo", "--samples", "4"]) == 0
-    printed = capsys.readouterr().out
-    assert "noisescope-demo-2" in printed
     first, second = tmp_path / "noisescope-demo", tmp_path / "noisescope-demo-2"
-    names = ("result.json", "records.parquet", "witnesses.json", "complete.json", "heatmap.png")
-    assert set(names) <= {p.name for p in first.iterdir()}
-    for name in names:
-        assert (first / name).read_bytes() == (second / name).read_bytes()
-    result = json.loads((first / "result.json").read_text())
+    first.mkdir()
+    (first / "mine.txt").write_text("mine")
+    assert run(["demo", "--samples", "4"]) == 0
+    assert "noisescope-demo-2" in capsys.readouterr().out
+    assert files_of(first) == {"mine.txt": b"mine"}
+    assert {*FINISHED, PROFILE} <= files_of(second).keys()
+    result = json.loads((second / "result.json").read_text())
     assert result["baseline_accuracy"] >= 0.75
     assert all(w["dose"]["share_changed"] > 0.9 for w in result["layer_sensitivity"].values())
+
+
+@pytest.mark.slow
+def test_the_demo_command_writes_the_same_bytes_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(["demo", "--samples", "4"]) == 0
+    assert files_of(tmp_path / "noisescope-demo") == files_of(tmp_path / "noisescope-demo-2")
 
 
 @pytest.mark.slow

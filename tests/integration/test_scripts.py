@@ -48,20 +48,23 @@ def random_qwen(tmp_path_factory) -> Path:
 
 
 def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
-    """GSM8K in the plan's layout through an untrained model: every answer is wrong, and said so."""
+    """GSM8K in the plan's layout through an untrained model: every answer is wrong, and said so.
+
+    It never ends an answer by itself, so that all of them are cut.
+    """
     questions = shared_path("data/gsm8k/test.parquet")
     result_file = tmp_path / "result.json"
     words = ["--checkpoint", str(random_qwen), "--tokenizer", str(random_qwen)]
     words += ["--test-data", str(questions), "--noise-scale", "0.05", "--window-size", "2"]
-    done = run_script(
-        "layer_sensitivity_diagnosis.py", *words, "--n-samples", "3", "--output", str(result_file)
-    )
+    words += ["--n-samples", "3", "--max-new-tokens", "32", "--output", str(result_file)]
+    done = run_script("layer_sensitivity_diagnosis.py", *words)
     assert done.returncode == 0, done.stderr
     result = json.loads(result_file.read_text())
     assert result["config"]["model"] == str(random_qwen)
     assert result["config"]["noise_scale"] == 0.05
     assert result["config"]["window_size"] == 2
     assert result["config"]["n_samples"] == 3
+    assert result["config"]["max_new_tokens"] == 32
     assert result["baseline_accuracy"] == 0
     assert list(result["layer_sensitivity"]) == ["L0-1", "L2-3"]
     for window in result["layer_sensitivity"].values():

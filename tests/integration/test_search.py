@@ -11,6 +11,7 @@ from helpers.commands import (
     interrupted_in_unit,
     nothing_measured,
     refusal,
+    work_with,
     write_questions,
     write_texts,
 )
@@ -35,10 +36,7 @@ def origin(tmp_path_factory):
 
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
-    for path in origin.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_with(origin, tmp_path, monkeypatch)
 
 
 GOOD = ["layers", "--model=deep", "--device=cpu", "--memory-gib=1", "--noise-scale=0.3"]

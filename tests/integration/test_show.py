@@ -5,15 +5,16 @@ import re
 
 import pytest
 from helpers.commands import (
+    SMALL_STUDY,
     carry_out,
     files_of,
     in_small_units,
     interrupted_in_unit,
     nothing_measured,
     refusal,
-    write_questions,
+    work_with,
+    write_small_study,
 )
-from helpers.model_dirs import save_model
 
 from noisescope.cli import run
 from noisescope.study import open_study, read_study
@@ -21,23 +22,16 @@ from noisescope.study import open_study, read_study
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
-    root = tmp_path_factory.mktemp("origin")
-    save_model(root / "llama")
-    write_questions(root / "test.parquet")
-    return root
+    return write_small_study(tmp_path_factory.mktemp("origin"))
 
 
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
-    for path in origin.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
     in_small_units(monkeypatch)
-    return tmp_path
+    return work_with(origin, tmp_path, monkeypatch)
 
 
-GOOD = ["layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=3", "--device=cpu"]
-GOOD += ["--window=1", "--memory-gib=1", "--noise-scale=0.2", "--out=study"]
+GOOD = [*SMALL_STUDY, "--out=study"]
 
 
 def half_done(monkeypatch, capsys, *words):

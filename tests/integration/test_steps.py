@@ -142,11 +142,13 @@ def test_a_worker_made_elsewhere_carries_out_what_was_chosen(source, tmp_path, e
     Driver(source).carry_out(tmp_path / "there", executor())
     assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
     names = [s.condition for s in found.summaries]
-    assert names[:3] == ["L0", "L1", "L2"] and len(names) == 6
-    assert names[-1].endswith(" at 0.6")
-    assert found.worst_kl.condition in names[:3]
-    answered = {s.condition for s in found.summaries if s.accuracy == s.accuracy}
-    assert answered == {*names[:3], names[-1]}
+    assert names == ["L0", "L1", "L2"]
+    assert {step: len(chosen) for step, chosen in found.chosen.items()} == {"sites": 2, "scales": 1}
+    (scaled,) = found.chosen["scales"]
+    assert scaled.condition.endswith(" at 0.6")
+    assert found.worst_kl.condition in names
+    answered = {s.condition for s in found.analysis.summaries if s.accuracy == s.accuracy}
+    assert answered == {*names, scaled.condition}
     assert all(witness.dose().relative_l2 > 0 for witness in found.witnesses.values())
 
 
@@ -164,8 +166,9 @@ def test_what_was_ended_goes_on_to_the_same_bytes(source, tmp_path, after):
 def test_more_samples_and_draws_are_measured_under_what_was_chosen(source, tmp_path):
     old = Driver(source).carry_out(tmp_path / "study")
     new = Driver({**source, "samples": 6}, draws=3).carry_out(tmp_path / "study", extend=True)
-    names = [s.condition for s in old.summaries]
-    assert [(s.condition, s.draws, s.samples) for s in new.summaries] == [
+    names = [s.condition for s in old.analysis.summaries]
+    assert len(names) == 6
+    assert [(s.condition, s.draws, s.samples) for s in new.analysis.summaries] == [
         (name, 3, 6) for name in names
     ]
     kept = {(r.condition, r.draw, r.sample): r for r in new.records}

@@ -9,13 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.commands import (
     FINISHED,
+    PROFILE,
+    SMALL_STUDY,
     carry_out,
     files_of,
     in_small_units,
     interrupted_in_unit,
     nothing_measured,
     refusal,
+    work_with,
     write_questions,
+    write_small_study,
     write_texts,
 )
 from helpers.diagnoses import small_task
@@ -27,16 +31,16 @@ from noisescope.cli import run
 from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
 from noisescope.report import output, write_report
-from noisescope.study import ENDING, StudyInterrupted
+from noisescope.study import ENDING, StudyInterrupted, read_study
+from noisescope.study.kept_profile import read_profile
+from noisescope.study.steps import SITES
 from noisescope.tasks import make_task
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
-    root = tmp_path_factory.mktemp("origin")
-    save_model(root / "llama")
+    root = write_small_study(tmp_path_factory.mktemp("origin"))
     save_model(root / "other", small_model("llama", seed=1))
-    write_questions(root / "test.parquet")
     write_texts(root / "texts.txt", 6)
     return root
 
@@ -44,15 +48,12 @@ def origin(tmp_path_factory):
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
     """The working directory, with the models and the data; units are of two samples."""
-    for path in origin.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
     in_small_units(monkeypatch)
-    return tmp_path
+    return work_with(origin, tmp_path, monkeypatch)
 
 
-GOOD = ["layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=3", "--device=cpu"]
-GOOD += ["--window=1", "--memory-gib=1", "--noise-scale=0.2"]
+GOOD = list(SMALL_STUDY)
+ASKED = [*GOOD, "--no-predict"]  # and no more than that
 
 
 def kl_of(directory):
@@ -96,14 +97,14 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(place, monkeypatch, ca
     resumed = carry_out(capsys, *good, *words, "--out=study")
     assert resumed == at_once.replace("at-once", "study")
     assert files_of(place / "study") == files_of(place / "at-once")
-    assert files_of(place / "study").keys() == {*FINISHED, "manifest.json"}
+    assert files_of(place / "study").keys() == {*FINISHED, "manifest.json", PROFILE}
     assert b"study" not in (place / "study" / "result.json").read_bytes()
 
 
 def test_interrupted_without_a_directory_nothing_is_kept_and_it_is_said(place, monkeypatch, capsys):
     before = sorted(place.rglob("*"))
     with interrupted_in_unit(monkeypatch, 2):
-        assert run(GOOD) == 130
+        assert run(ASKED) == 130
     told = capsys.readouterr()
     said = "2 of 3 units are measured: nothing is kept: give --out to be able to go on"
     assert (told.out, told.err) == ("", f"Interrupted: {said}.\n")
@@ -126,7 +127,7 @@ def test_that_it_ends_stays_in_sight_until_it_does(monkeypatch):
 
 def test_only_what_is_missing_is_measured(place, monkeypatch, capsys):
     with interrupted_in_unit(monkeypatch, 2):
-        assert run([*GOOD, "--out=study"]) == 130
+        assert run([*ASKED, "--out=study"]) == 130
     measure, measured = Worker.__call__, []
 
     def tell(worker, unit):
@@ -134,7 +135,7 @@ def test_only_what_is_missing_is_measured(place, monkeypatch, capsys):
         return measure(worker, unit)
 
     monkeypatch.setattr(Worker, "__call__", tell)
-    carry_out(capsys, *GOOD, "--out=study")
+    carry_out(capsys, *ASKED, "--out=study")
     assert measured == [("4", "5")]
 
 
@@ -142,6 +143,7 @@ def test_from_python_an_error_in_a_unit_loses_no_unit_before_it(tmp_path, monkey
     in_small_units(monkeypatch)
     loaded = loaded_small()
     task, noise = small_task(loaded), RelativeGaussian(0.3)
+    asked = {"window": 1, "memory_gib": 1, "predict": False}
     measure = Worker.__call__
 
     def fail(worker, unit):
@@ -152,18 +154,18 @@ def test_from_python_an_error_in_a_unit_loses_no_unit_before_it(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "__call__", fail)
         with pytest.raises(ZeroDivisionError):
-            diagnose_layers(loaded, task, noise, window=1, out=tmp_path / "study", memory_gib=1)
+            diagnose_layers(loaded, task, noise, out=tmp_path / "study", **asked)
     told = []
     for name in ("study", "at-once"):
         found = diagnose_layers(
-            loaded, task, noise, window=1, out=str(tmp_path / name), memory_gib=1,
+            loaded, task, noise, out=str(tmp_path / name), **asked,
             progress=lambda *given: told.append(given),
         )  # fmt: skip
         write_report(found, tmp_path / name)
     assert told[0] == ("1 of 3 units are kept already", 1, 3)
     assert told[-1][1:] == (3, 3)
     assert files_of(tmp_path / "study") == files_of(tmp_path / "at-once")
-    in_memory = diagnose_layers(loaded, task, noise, window=1, memory_gib=1)
+    in_memory = diagnose_layers(loaded, task, noise, **asked)
     assert in_memory.records == found.records
     assert in_memory.analysis == found.analysis
 
@@ -214,9 +216,9 @@ def test_other_margins_judge_again_without_measuring(place, monkeypatch, capsys)
     ids=lambda value: value[0].split("=")[0] if value[0].startswith("--") else "",
 )
 def test_another_question_is_refused_with_both_values(place, capsys, words, parts):
-    carry_out(capsys, *GOOD, "--out=study")
+    carry_out(capsys, *ASKED, "--out=study")
     before = files_of(place / "study")
-    line = refusal(capsys, *GOOD, *words, "--out=study")
+    line = refusal(capsys, *ASKED, *words, "--out=study")
     assert all(part in line for part in ["study holds", *parts]), line
     assert files_of(place / "study") == before
 
@@ -250,7 +252,7 @@ def test_a_model_with_the_same_weights_is_not_the_same_model(place, capsys, what
     """What is changed lies beside the weights."""
     change, text = CHANGES[what]
     shutil.copytree(place / "llama", place / "changed")
-    words = [word for word in GOOD if not word.startswith("--model")]
+    words = [word for word in ASKED if not word.startswith("--model")]
     carry_out(capsys, *words, "--model=changed", "--out=study")
     before = files_of(place / "study")
     result = json.loads(before["result.json"])
@@ -299,7 +301,7 @@ def test_another_scoring_function_is_another_study(tmp_path):
     ],
 )
 def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words, limits, said):
-    begun = [*GOOD, "--batch-size=4", "--out=study"]
+    begun = [*ASKED, "--batch-size=4", "--out=study"]
     with interrupted_in_unit(monkeypatch, 1):
         assert run(begun) == 130
     manifest = (place / "study" / "manifest.json").read_bytes()
@@ -311,7 +313,7 @@ def test_a_study_goes_on_within_smaller_limits(place, monkeypatch, capsys, words
         start(worker, loaded, task, plan, spec, tell, **known)
 
     capsys.readouterr()
-    goes_on = [word for word in GOOD if not word.startswith("--memory")]
+    goes_on = [word for word in ASKED if not word.startswith("--memory")]
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "__init__", see)
         assert run([*goes_on, *words, "--out=study"]) == 0
@@ -335,8 +337,8 @@ def test_many_draws_are_many_units(place, monkeypatch, capsys):
         return measure(worker, unit)
 
     monkeypatch.setattr(Worker, "__call__", see)
-    carry_out(capsys, *GOOD, "--samples=2", "--draws=3", "--out=study")
-    carry_out(capsys, *GOOD, "--samples=2", "--draws=5", "--out=study", "--extend")
+    carry_out(capsys, *ASKED, "--samples=2", "--draws=3", "--out=study")
+    carry_out(capsys, *ASKED, "--samples=2", "--draws=5", "--out=study", "--extend")
     assert [(u.samples, u.draws, u.with_clean) for u in units] == [
         (("0", "1"), (0, 1), True),
         (("0", "1"), (2,), False),
@@ -344,7 +346,7 @@ def test_many_draws_are_many_units(place, monkeypatch, capsys):
     ]
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    carry_out(capsys, *GOOD, "--samples=2", "--draws=5", "--out=at-once")
+    carry_out(capsys, *ASKED, "--samples=2", "--draws=5", "--out=at-once")
     assert_equal_in_numbers(kl_of(place / "study"), kl_of(place / "at-once"))
     layout = json.loads((place / "at-once" / "manifest.json").read_text())["plan"]["layout"]
     assert layout["draws_per_unit"] == 256 // 3
@@ -367,8 +369,8 @@ def test_a_report_that_cannot_be_written_loses_nothing(place, monkeypatch, capsy
 
 
 def test_operators_and_layers_are_not_one_study(place, capsys):
-    carry_out(capsys, *GOOD, "--out=study")
-    words = [word for word in GOOD if word != "--window=1"]
+    carry_out(capsys, *ASKED, "--out=study")
+    words = [word for word in ASKED if word != "--window=1"]
     line = refusal(capsys, "operators", *words[1:], "--operators=core", "--out=study")
     assert "kind: layers there, operators now" in line
 
@@ -384,10 +386,10 @@ def test_operators_and_layers_are_not_one_study(place, capsys):
     ids=["samples", "draws", "conditions", "all"],
 )
 def test_an_extended_study_has_the_numbers_of_one_done_at_once(place, capsys, begin, more):
-    carry_out(capsys, *GOOD, *begin, "--out=study")
+    carry_out(capsys, *ASKED, *begin, "--out=study")
     before = kl_of(place / "study")
-    carry_out(capsys, *GOOD, *more, "--out=study", "--extend")
-    carry_out(capsys, *GOOD, *more, "--out=at-once")
+    carry_out(capsys, *ASKED, *more, "--out=study", "--extend")
+    carry_out(capsys, *ASKED, *more, "--out=at-once")
     grown, at_once = kl_of(place / "study"), kl_of(place / "at-once")
     assert before.items() <= grown.items(), "what was there is as it was"
     assert_equal_in_numbers(grown, at_once)
@@ -396,6 +398,29 @@ def test_an_extended_study_has_the_numbers_of_one_done_at_once(place, capsys, be
     )
     assert one["config"] == other["config"]
     assert one["most_sensitive_by_kl"]["condition"] == other["most_sensitive_by_kl"]["condition"]
+
+
+def test_an_extended_study_measures_what_it_chose_on_the_new_samples_too(place, capsys):
+    study = place / "study"
+    carry_out(capsys, *GOOD, "--samples=4", "--out=study")
+    chosen, before = read_study(study).plan.chosen, kl_of(study)
+    assert chosen and set(chosen.values()) == {SITES}
+    carry_out(capsys, *GOOD, "--samples=6", "--out=study", "--extend")
+    state, grown = read_study(study), kl_of(study)
+    assert (state.plan.chosen, state.steps) == (chosen, (SITES,))
+    assert before.items() <= grown.items(), "what was there is as it was"
+    assert grown.keys() - before.keys() == {
+        (name, 0, sample) for name in ("clean", *state.plan.conditions) for sample in ("4", "5")
+    }
+    assert chosen.keys() < set(state.plan.conditions)
+    assert read_profile(study).samples == tuple("012345"), "predicted on all of them, too"
+    carry_out(capsys, *GOOD, "--samples=6", "--out=at-once")
+    assert (study / PROFILE).read_bytes() == (place / "at-once" / PROFILE).read_bytes()
+    at_once = kl_of(place / "at-once")
+    assert_equal_in_numbers(
+        {key: row for key, row in grown.items() if key in at_once},
+        {key: row for key, row in at_once.items() if key in grown},
+    )
 
 
 def test_without_a_directory_there_is_nothing_to_extend():
@@ -413,10 +438,10 @@ def test_equal_commands_give_equal_files_with_any_memory(place, capsys):
 
 def test_groups_in_the_data_reach_records_and_result(place, capsys):
     grouped = write_questions(place / "grouped.parquet", groups=[1, 1, 2, 2, None, 3])
-    carry_out(capsys, *GOOD, f"--data={grouped}", "--out=study")
+    carry_out(capsys, *ASKED, f"--data={grouped}", "--out=study")
     rows = pq.read_table(place / "study" / "records.parquet").to_pylist()
     assert [r["group"] for r in rows[:6]] == ["1", "1", "2", "2", None, "3"]
-    carry_out(capsys, *GOOD, "--out=apart")
+    carry_out(capsys, *ASKED, "--out=apart")
     mean, caution = {}, {}
     for name in ("study", "apart"):
         result = json.loads((place / name / "result.json").read_text())
@@ -425,5 +450,5 @@ def test_groups_in_the_data_reach_records_and_result(place, capsys):
     assert mean["study"] == mean["apart"]
     assert "few sources of questions: 4" in caution["study"]
     assert "few questions: 6" in caution["apart"]
-    line = refusal(capsys, *GOOD, f"--data={grouped}", "--out=apart")
+    line = refusal(capsys, *ASKED, f"--data={grouped}", "--out=apart")
     assert "sample 0: other content or prompt now" in line

@@ -282,7 +282,13 @@ def _reason(
     if all(s.place == "on" for s in scales):
         return f"no departure: within a factor {tolerance:g} of the line up to {last.scale:g}"
     if last.place == "on":
-        return f"no departure: on the line again at the largest scale, {last.scale:g}"
+        above = [s.scale for s in scales if s.place == "above"]
+        if above:
+            return (
+                f"KL is above the line at {above[0]:g} and, as it saturates, on it again at the "
+                f"largest scale, {last.scale:g}: look at the scales between them"
+            )
+        return f"no departure: on the line at the largest scale, {last.scale:g}"
     if not last.measured.is_known:
         why = last.note or "too few samples, or no spread between them"
         return f"inconclusive: {why} at the largest scale, {last.scale:g}"
@@ -302,11 +308,15 @@ def _departed(
     at = next(s for s in scales if s.scale == departure.first_off)
     compounds = departure.way == "above"
     told = (
-        f"KL leaves the line {departure.way} it between {departure.last_on:g} and "
-        f"{departure.first_off:g}: {interval_text(at.ratio, 'the line')} at "
-        f"{departure.first_off:g}, "
+        f"KL is {departure.way} the line from {departure.first_off:g} on: "
+        f"{interval_text(at.ratio, 'the line')} there, "
         f"{'errors compound' if compounds else 'errors saturate or cancel'}"
     )
+    before = [s.scale for s in scales if s.scale < departure.first_off]
+    if departure.last_on > 0:
+        told += f"; at {departure.last_on:g} it is still on it"
+    elif before:
+        told += f"; below, down to {before[0]:g}, too few data tell"
     if saturates_from is not None and compounds:
         told += f"; it saturates from {saturates_from:g} on"
     slope = exponents[0].slope if exponents else UNKNOWN

@@ -136,7 +136,7 @@ def _is_meant_by_name(selection: Selection, name: str) -> bool:
 def _of_channels(
     sites: Sequence[SiteProfile], selection: Selection, number: int
 ) -> tuple[float, float]:
-    mean = square = 0.0
+    mean = error = 0.0
     for site in sites:
         by_channel_D = site.channels_ECD[number].sum(axis=0)
         is_chosen = np.zeros(len(by_channel_D), dtype=bool)
@@ -146,8 +146,9 @@ def _of_channels(
             is_chosen[:] = True
             is_chosen[[c for c in selection.without_channels if c < len(is_chosen)]] = False
         mean += float(by_channel_D[is_chosen].sum())
-        square += float(np.square(site.channel_errors_ED[number][is_chosen]).sum())
-    return mean, math.sqrt(square)
+        # Label draws are common to all channels: their errors may all point one way.
+        error += float(site.channel_errors_ED[number][is_chosen].sum())
+    return mean, error
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def agreement(
 ) -> Agreement | None:
     """Compares prediction and measurement; None where no condition has both.
 
-    With fewer than three conditions there is a ratio only, and the rest is NaN.
+    Left out is what a gradient does not wholly reach. With fewer than three conditions there is a
+    ratio only, and the rest is NaN.
 
     Args:
         predicted: By condition.
@@ -188,7 +190,7 @@ def agreement(
     names = [
         n
         for n, p in predicted.items()
-        if n in measured and p.kl_nats > 0 and measured[n].mean > 0 and math.isfinite(p.kl_nats)
+        if n in measured and p.kl_nats > 0 and not p.unreached and measured[n].mean > 0
     ]
     if not names:
         return None

@@ -14,7 +14,7 @@ from noisescope.analyse.predict import mean_and_error
 from noisescope.profile import Profile, SiteProfile
 
 FACTOR = 10.0
-_FEWEST_PEERS = 2
+FEWEST_PEERS = 2
 _SIGMAS = 4.0
 _LEAST_SIGMA = 0.25  # of log KL: layers of a healthy model differ by about that much
 
@@ -60,7 +60,7 @@ def standouts(profile: Profile, number: int = 0, factor: float = FACTOR) -> tupl
         costs = {site.name: mean_and_error([site], number)[0] for site in sites}
         for site in sites:
             others = {n: c for n, c in costs.items() if n != site.name and math.isfinite(c)}
-            if len(others) >= _FEWEST_PEERS and _is_out(costs[site.name], others, factor):
+            if len(others) >= FEWEST_PEERS and _is_out(costs[site.name], others, factor):
                 middle = float(np.median(list(others.values())))
                 found.append(Standout(site, costs[site.name], middle, tuple(others)))
     return tuple(sorted(found, key=lambda s: -s.kl_nats))

@@ -41,7 +41,7 @@ from noisescope.study import (
     read_study,
     read_told,
 )
-from noisescope.study.kept_profile import PROFILE
+from noisescope.study.kept_profile import PROFILE, read_profile
 from noisescope.versions import versions
 
 
@@ -84,7 +84,7 @@ def diagnose(
     o.check_numbers(given.seed, window=window, stride=stride)
     o.check_names(operators)
     chosen: dict[str, Any] = {
-        "scales": o.parse_scales(scales),
+        "scales": o.parse_scales(scales, may_be_auto=True),
         "until": until,
         "operators": operators,
     }
@@ -160,7 +160,7 @@ def profile(
     operators: o.Operators = "all",
     label_error: Annotated[
         float, typer.Option(help="Relative standard error of the middle site that is small enough.")
-    ] = 0.02,
+    ] = 0.05,
     label_draws: Annotated[
         int | None, typer.Option(help="Draws of labels; as many as the error needs if unset.")
     ] = None,
@@ -211,10 +211,15 @@ def show(
     accuracy_margin: o.AccuracyMargin = 0.01,
     kl_margin: o.KlMargin = 0.01,
 ) -> None:
-    """Print where a study stands and what it says so far; also while it runs."""
+    """Print where a study stands and what it says so far, also while it runs; or a profile."""
     o.check_margins(accuracy_margin, kl_margin)
     if directory.is_file():
         raise InputError(f"{directory} is a file: name the directory of a study")
+    if not is_study(directory) and (directory / PROFILE).is_file():
+        found = read_profile(directory)
+        if found is not None:
+            print_profile(Console(), found, directory.name)
+        return
     state = read_study(directory)
     console = Console()
     print_state(console, state)

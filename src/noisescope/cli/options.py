@@ -68,7 +68,7 @@ RemoteCode = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Directory of the study; the same command again goes on where it was."),
+    typer.Option(help="Directory to write; a study there goes on where it was."),
 ]
 Result = Annotated[Path | None, typer.Option(help="File for the result (JSON) alone.")]
 

@@ -13,15 +13,15 @@ from noisescope.diagnose.scene import Scene
 from noisescope.errors import InputError
 from noisescope.measure import Condition
 from noisescope.study.steps import (
-    ALL_LAYERS,
-    EVERYTHING,
     SCALES,
     UNTIL,
     base_of,
     scale_of_name,
+    whole_name,
 )
 
 _MOST_SEARCHED = 10
+_MOST_WINDOWS = 6
 
 
 def avalanche_steps(
@@ -62,6 +62,21 @@ def avalanche_settings(scales: Sequence[float] | None, until: str | None) -> dic
     return {name: value for name, value in given.items() if value is not None}
 
 
+def given_scales(scales: Sequence[float] | str | None) -> Sequence[float] | None:
+    """Returns the scales that were given; None where they are to be chosen.
+
+    Raises:
+        InputError: A word that is not `auto`, or a single number.
+    """
+    if scales is None or scales == "auto":
+        return None
+    if isinstance(scales, (str, int, float)):
+        raise InputError(
+            f"scales {scales!r}: give a list of numbers, such as [0.01, 0.1], or 'auto'"
+        )
+    return scales
+
+
 def check_scales(scales: Sequence[float] | None) -> None:
     """Raises InputError for a scale that cannot be used."""
     if scales is None:
@@ -75,14 +90,33 @@ def check_scales(scales: Sequence[float] | None) -> None:
 
 def whole_of(scene: Scene) -> Condition | None:
     """Returns the condition in which everything is noisy that the study looks at."""
-    name = ALL_LAYERS if scene.regions == scene.layers else EVERYTHING
-    return scene.on_regions(name, scene.regions)
+    return scene.on_regions(whole_name(scene.regions), scene.regions)
 
 
 def _doses(scene: Scene, scales: Sequence[float] | None) -> list[Condition]:
-    windows = [c for c in scene.conditions.values() if c.selection.layers and c.name != EVERYTHING]
     whole = whole_of(scene)
+    name = None if whole is None else whole.name
+    windows = [c for c in scene.conditions.values() if c.selection.layers and c.name != name]
+    if scales is None:
+        windows = _telling(scene, windows)
     return choose_scales(scene, [*([whole] if whole is not None else []), *windows], scales)
+
+
+def _telling(scene: Scene, windows: list[Condition]) -> list[Condition]:
+    """Returns the windows that cost most as measured, and the one that costs least.
+
+    Each is measured at half a dozen scales, and a deep model has many.
+    """
+    if len(windows) <= _MOST_WINDOWS:
+        return windows
+
+    def cost(window: Condition) -> float:
+        measured = scene.kl(window.name)
+        return measured.mean if measured is not None else 0.0
+
+    order = sorted(windows, key=cost, reverse=True)
+    kept = [*order[: _MOST_WINDOWS - 1], order[-1]]
+    return [window for window in windows if window in kept]
 
 
 def _nearer(scene: Scene, target: Target) -> list[Condition]:

@@ -129,6 +129,8 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
                     discard(study.directory, with_directory=not was_there)
                 raise
             study.finish()
+        elif study.plan.has_steps and _lacks(study, question):
+            told = _follow(study, question, loaded, task, options).told()
         weak = weak_dose_note(study.witnesses)
         if weak is not None:
             warnings.warn(weak, DoseWarning, stacklevel=4)
@@ -139,9 +141,36 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         )
 
 
+def _lacks(study: Study, question: Question) -> bool:
+    """Tells whether what is kept beside the records of a finished study is gone."""
+    if study.directory is None or not question.is_predicted or question.error_model.is_null:
+        return False
+    told = read_told(study.directory)
+    wants_modules = any(step.needs_outliers for step in question.steps)
+    return told.profile is None or (wants_modules and not told.modules)
+
+
 def _measure(
     study: Study, question: Question, loaded: LoadedModel, task: Task, options: Options
 ) -> Told:
+    """Measures everything, and returns what is kept beside the records."""
+    follow = _follow(study, question, loaded, task, options)
+    worker = follow.worker
+    if not study.plan.is_adaptive:
+        study.run(worker, options.executor, options.progress)
+        return follow.run() if study.plan.has_steps else Told()
+
+    def next_units(records: Sequence[Record]) -> list[Unit]:
+        return _round_units(study.plan, records)
+
+    study.run_rounds(worker, next_units, options.executor, options.progress)
+    return Told()
+
+
+def _follow(
+    study: Study, question: Question, loaded: LoadedModel, task: Task, options: Options
+) -> Follow:
+    """Makes the worker of a study, and returns what goes on with it."""
     asked = _within_limits(study.plan, options)
     plan = Plan(
         question.conditions,
@@ -164,19 +193,9 @@ def _measure(
     worker = Worker(
         loaded, task, plan, spec, tell, arrived=_arrived(study), clean_answers=study.clean_answers
     )
-    if not study.plan.is_adaptive:
-        chosen = list(study.plan.chosen)
-        worker.add(conditions_of(study.plan.conditions, chosen, question.error_model))
-        study.run(worker, options.executor, options.progress)
-        if not study.plan.has_steps:
-            return Told()
-        return Follow(study, worker, question, loaded, options.executor, progress).run()
-
-    def next_units(records: Sequence[Record]) -> list[Unit]:
-        return _round_units(study.plan, records)
-
-    study.run_rounds(worker, next_units, options.executor, options.progress)
-    return Told()
+    chosen = list(study.plan.chosen)
+    worker.add(conditions_of(study.plan.conditions, chosen, question.error_model))
+    return Follow(study, worker, question, loaded, options.executor, progress)
 
 
 def _within_limits(plan: StudyPlan, options: Options) -> StudyPlan:

@@ -50,12 +50,13 @@ def top_channels(scene: Scene, site: Site) -> tuple[int, ...]:
 
 def _chosen(scene: Scene) -> list[tuple[Site, tuple[int, ...]]]:
     profile = scene.profile
-    sites = {site.name: site for site in scene.sites if site.operator == "linear"}
-    costs = {
-        s.name: mean_and_error([s])[0]
-        for s in (profile.sites if profile is not None else ())
-        if s.name in sites
-    }
+    if profile is None or "linear" not in scene.operators:
+        return []
+    # Inside experts a text may come by another expert at every call.
+    steady = {site.name for site in profile.sites if site.rows == "token"}
+    linear = (site for site in scene.sites if site.operator == "linear")
+    sites = {site.name: site for site in linear if site.name in steady}
+    costs = {s.name: mean_and_error([s])[0] for s in profile.sites if s.name in sites}
     order = sorted(costs, key=lambda name: -costs[name])
     with_outliers = [
         (sites[name], scene.outliers[sites[name].module][:_MOST_CHANNELS])

@@ -11,7 +11,7 @@ from noisescope.analyse import blame, candidates, worst_sites
 from noisescope.diagnose.scene import Scene, region_label
 from noisescope.measure import Condition
 from noisescope.noise import site_word
-from noisescope.study.steps import ALL_LAYERS, BLAMED, EVERYTHING, SITES, all_but
+from noisescope.study.steps import BLAMED, SITES, all_but, whole_name
 
 _WORST, _CONTROLS = 3, 3
 _MOST_STANDOUTS, _PEERS_EACH = 4, 3
@@ -53,8 +53,7 @@ def choose_parts(scene: Scene) -> list[Condition]:
     Where there are many, those that are predicted to cost most are left out one at a time.
     """
     made = [scene.on_regions(region_label(region), [region]) for region in scene.regions]
-    whole = ALL_LAYERS if scene.regions == scene.layers else EVERYTHING
-    made.append(scene.on_regions(whole, scene.regions))
+    made.append(scene.on_regions(whole_name(scene.regions), scene.regions))
     for region in _costliest(scene, scene.regions, _MOST_PARTS_LEFT_OUT):
         others = [other for other in scene.regions if other != region]
         made.append(scene.on_regions(all_but(region_label(region)), others))

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from noisescope.diagnose.outliers import outlier_channels
 from noisescope.diagnose.question import Question, Step
 from noisescope.diagnose.scene import Scene
@@ -48,33 +50,42 @@ class Follow:
         Raises:
             StudyInterrupted: Ctrl-C was pressed; what is measured is kept.
         """
-        profile = self.profile()
-        modules: tuple[ModuleChannels, ...] = ()
-        if any(step.needs_outliers for step in self.question.steps):
-            modules = outlier_channels(self.study, self.worker, self.loaded)
-        scene = self._scene(profile, modules)
+        told = self.told()
+        scene = self._scene(told.profile, told.modules)
         for step in self.question.steps:
             for number in range(step.most):
                 name = step.name if step.most == 1 else f"{step.name}-{number + 1}"
                 if not self._carry_out(step, name, scene):
                     break
+        return told
+
+    def told(self) -> Told:
+        """Returns what is kept beside the records, made anew where it lacks.
+
+        Raises:
+            InputError: A file was changed.
+            NoisescopeError: A file cannot be written.
+        """
+        profile = self._profile()
+        modules: tuple[ModuleChannels, ...] = ()
+        if any(step.needs_outliers for step in self.question.steps):
+            modules = outlier_channels(self.study, self.worker, self.loaded)
         return Told(profile, modules)
 
-    def profile(self) -> Profile | None:
-        """Returns the profile, kept or made; None, with a warning, where nothing is predicted."""
-        if not self.question.is_predicted or self.question.error_model.is_null:
+    def _profile(self) -> Profile | None:
+        """Returns the profile; None, with a warning, of an error model that cannot be predicted."""
+        question = self.question
+        if not question.is_predicted or question.error_model.is_null:
             return None
         try:
-            return kept_or_made(self.study, self._make_profile)
+            question.error_model.mean_square(torch.ones(1))
         except InputError as error:
-            if "cannot write" in str(error) or "was changed" in str(error):
-                raise
             warnings.warn(f"nothing is predicted: {error}", NoisescopeWarning, stacklevel=6)
             return None
-
-    def _make_profile(self) -> Profile:
-        question = self.question
-        return self.worker.profile([question.error_model], question.profile_options)
+        return kept_or_made(
+            self.study,
+            lambda: self.worker.profile([question.error_model], question.profile_options),
+        )
 
     def _carry_out(self, step: Step, name: str, scene: Scene) -> bool:
         """Has a step choose, unless it has, and measures; returns whether it chose anything."""

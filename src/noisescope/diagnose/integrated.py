@@ -131,6 +131,8 @@ class IntegratedDiagnostic:
             return data
         if isinstance(data, (str, Path)):
             return load_task(data, self._samples, max_new_tokens=self._max_new_tokens)
+        if not isinstance(data, Iterable):
+            raise InputError(f"data {data!r}: give a Task, a path, or a list of questions or texts")
         given = list(data)[: self._samples]
         return make_task(map(_sample, given), max_new_tokens=self._max_new_tokens)
 

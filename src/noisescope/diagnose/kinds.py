@@ -6,7 +6,7 @@ Each is a list of conditions; how they are measured is in carry_out.py.
 from collections.abc import Sequence
 from typing import Any
 
-from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps
+from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps, given_scales
 from noisescope.diagnose.carry_out import Options, carry_out
 from noisescope.diagnose.choices import choose_parts, choose_sites
 from noisescope.diagnose.question import Question, Step
@@ -189,18 +189,15 @@ def _layer_steps(
     Raises:
         InputError: A scale or a loss that cannot be used, or one that a search is to look for.
     """
-    is_chosen = scales == "auto"
-    if isinstance(scales, str) and not is_chosen:
-        raise InputError(f"scales {scales!r}: give numbers, or 'auto'")
-    given = None if is_chosen else scales
-    avalanche = avalanche_steps(given, until, is_chosen, has_answers)  # type: ignore[arg-type]
+    is_chosen, given = scales == "auto", given_scales(scales)
+    avalanche = avalanche_steps(given, until, is_chosen, has_answers)
     if avalanche and (options.search or not options.predict):
         raise InputError(
             "the avalanche needs a prediction and every window: leave out --search and --no-predict"
         )
     parts = (Step(PARTS, choose_parts),) if avalanche else ()
     steps = (*parts, Step(SITES, choose_sites), *avalanche)
-    settings = avalanche_settings(given, until)  # type: ignore[arg-type]
+    settings = avalanche_settings(given, until)
     return steps, settings | ({"--scales": "auto"} if is_chosen else {})
 
 

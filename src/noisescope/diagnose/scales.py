@@ -5,7 +5,7 @@ line is met further down, and where they do not, what is above tells where they 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from noisescope.diagnose.scene import Scene
@@ -47,8 +47,10 @@ def at(base: Condition, scale: float, is_answered: bool = False) -> Condition:
 
 
 def scale_of(error_model: Any) -> float | None:
-    """Returns the scale of an error model; None of one that has none."""
-    scale = getattr(error_model, "scale", None)
+    """Returns the scale of an error model; None of one that cannot be made with another."""
+    if "scale" not in {field.name for field in fields(error_model) if field.init}:
+        return None
+    scale = error_model.scale
     return float(scale) if isinstance(scale, (int, float)) else None
 
 

@@ -7,7 +7,7 @@ prediction and by what is measured, where injection is spent.
 from collections.abc import Sequence
 from typing import Any
 
-from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps
+from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps, given_scales
 from noisescope.diagnose.carry_out import Options, carry_out
 from noisescope.diagnose.channels import choose_channels
 from noisescope.diagnose.choices import choose_blamed, choose_parts, choose_sites
@@ -19,7 +19,7 @@ from noisescope.measure import Condition, window_name
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
 from noisescope.study import Diagnosis
-from noisescope.study.steps import BLAME, CHANNELS, EVERYTHING, PARTS, SITES
+from noisescope.study.steps import BLAME, CHANNELS, PARTS, SITES, whole_name
 from noisescope.tasks import Task
 
 
@@ -31,7 +31,7 @@ def diagnose_model(
     window: int | None = None,
     stride: int | None = None,
     operators: str | Sequence[str] = "all",
-    scales: Sequence[float] | None = None,
+    scales: Sequence[float] | str | None = None,
     until: str | None = None,
     **options: Any,
 ) -> Diagnosis:
@@ -44,7 +44,7 @@ def diagnose_model(
         window: Layers per window; None: 3, or fewer of a small model.
         stride: Layers between starts; None: the window.
         operators: `core`, `all`, or names.
-        scales: Scales of the dose and response; None: chosen by the prediction.
+        scales: Scales of the dose and response; None or ``"auto"``: chosen around the study's own.
         until: A loss whose scale is looked for, such as ``"accuracy=-5%"`` or ``"kl=0.1"``.
         options: See `Options`.
 
@@ -55,6 +55,7 @@ def diagnose_model(
     """
     chosen = Options(**{**options, "predict": True})
     chosen.plan()
+    given = given_scales(scales)
     records = probe(loaded, task)
     wanted = resolve(operators, records)
     sites = tuple(record.site for record in records)
@@ -62,9 +63,10 @@ def diagnose_model(
     n_layers = find_regions(loaded.model).n_layers
     width = window if window is not None else max(1, min(3, n_layers // 2))
     windows = windows_of(n_layers, width, stride) if n_layers else []
-    whole = scene.on_regions(EVERYTHING, scene.regions)
+    whole = scene.on_regions(whole_name(scene.regions), scene.regions)
+    single = wanted if len(wanted) > 1 else ()  # one alone is everything
     asked = [
-        *(Condition(name, error_model, make_selection(operators=name)) for name in wanted),
+        *(Condition(name, error_model, make_selection(operators=name)) for name in single),
         *filter(None, [whole]),
         *filter(None, (scene.on_regions(window_name(w), list(map(str, w))) for w in windows)),
     ]
@@ -81,13 +83,13 @@ def diagnose_model(
         steps=(
             Step(PARTS, choose_parts),
             Step(SITES, choose_sites),
-            *avalanche_steps(scales, until, is_chosen=True, has_answers=task.is_generative),
+            *avalanche_steps(given, until, is_chosen=True, has_answers=task.is_generative),
             Step(CHANNELS, choose_channels, needs_outliers=True),
             Step(BLAME, choose_blamed, generates=None),
         ),
         is_predicted=True,
         profile_options=chosen.profile,
-        settings=avalanche_settings(scales, until),
+        settings=avalanche_settings(given, until),
     )
     return carry_out(question, loaded, task, chosen)
 

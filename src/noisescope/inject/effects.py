@@ -93,7 +93,7 @@ def effect_of(
     for error_model in error_models:
         square, pull = error_model.mean_square(y), None
         if softmax_dim is None or never_clamps(error_model):
-            spread = square * square_g if square.shape != y.shape else square.mul_(square_g)
+            spread = square * square_g
         else:
             spread, pull = _clamped(y, g, square, softmax_dim)
         sums_B, sums_CD = places.gather(spread)

@@ -26,6 +26,8 @@ from noisescope.profile import Array, Profile, SiteProfile
 
 _LOGITS_SHARE = 8
 _FEWEST_DRAWS = 3
+# Each holds a gradient of every scored token until it goes back.
+_MOST_AT_ONCE = 8
 
 Tell = Callable[[str, float], None]
 
@@ -114,8 +116,10 @@ def make_profile(
     sums = _Sums(tuple(len(answer) for answer in texts.answers), len(error_models))
     done, wanted = 0, options.label_draws or _FEWEST_DRAWS
     while True:
-        passes.run(range(done, wanted), sums, tell)
-        done = wanted
+        while done < wanted:
+            some = range(done, min(wanted, done + _MOST_AT_ONCE))
+            passes.run(some, sums, tell)
+            done = some.stop
         if options.label_draws is not None:
             break
         error = sums.relative_error() / options.label_error
@@ -243,6 +247,7 @@ class _Sums:
         self._none_EN = np.broadcast_to(none_N, (error_models, len(tokens)))
         self._sites: dict[SiteKey, _SiteSums] = {}
         self._weight = 0  # samples times draws
+        self._broken: dict[SiteKey, int] = {}  # of these, what channels could not be told of
 
     def add(self, some: Sequence[int], draws: range, effects: Sequence[Effects]) -> None:
         """Adds the effects of a batch of these samples, one entry per draw."""
@@ -257,6 +262,9 @@ class _Sums:
             held.kl_EN.append(self._none_EN.copy())
         held.kl_EN[draw][:, list(some)] = effect.nats_EB.cpu().numpy()
         channels = effect.by_channel_ECD.double().cpu().numpy()
+        if not np.isfinite(channels).all():  # a broken sample must not take the others with it
+            self._broken[key] = self._broken.get(key, 0) + len(some)
+            channels = np.zeros_like(channels)
         mean_square = (channels.sum(axis=1) / len(some)) ** 2
         if held.channels_ECD is None or held.squares_ED is None:
             held.channels_ECD, held.squares_ED = channels, mean_square * len(some)
@@ -285,8 +293,9 @@ class _Sums:
     def _profile(self, key: SiteKey, site: _SiteSums) -> SiteProfile:
         if site.channels_ECD is None or site.squares_ED is None:
             raise ValueError(f"no pass reached {_name(key)}")
-        mean_ECD = site.channels_ECD / self._weight
-        spread = site.squares_ED / self._weight - mean_ECD.sum(axis=1) ** 2
+        weight = self._weight - self._broken.get(key, 0) or math.nan
+        mean_ECD = site.channels_ECD / weight
+        spread = site.squares_ED / weight - mean_ECD.sum(axis=1) ** 2
         unknown = np.full_like(spread, np.nan)
         error_ED = (
             np.sqrt(np.maximum(spread, 0) / (site.passes - 1)) if site.passes > 1 else unknown

@@ -18,6 +18,7 @@ from noisescope.measure.conditions import Condition
 from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, Tell, decode
 from noisescope.measure.memory import (
     default_gib,
+    is_out_of_memory,
     rows_at_hand,
     rows_of_decoding,
     rows_of_scoring,
@@ -39,7 +40,6 @@ PLAIN_NOTE = (
     "result, only later"
 )
 MEMORY_NOTE = "memory ran out: batches were halved, which changes figures by rounding at most"
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 _LOGITS_SHARE = 8
 # Of a unit that generates, for its progress alone.
 _SCORING_SHARE = 0.25
@@ -191,7 +191,7 @@ class Worker:
         if isinstance(error, RideError) and not self._is_plain:
             self._is_plain = True
             return
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise error
         if self._smallest_pass <= 1:
             raise InputError(
@@ -420,9 +420,3 @@ def _encoded(loaded: LoadedModel, task: Task) -> dict[str, list[int]]:
         task, loaded.tokenizer, loaded.context_length, model.get_input_embeddings().num_embeddings
     )
     return {s.name: ids for s, ids in zip(task.samples, prompts, strict=True)}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from noisescope.analyse import (
     LARGEST,
+    SPREAD,
     STANDS_OUT,
     Departure,
     Interval,
@@ -28,8 +29,8 @@ from noisescope.report.figures import (
 )
 from noisescope.study import Diagnosis
 from noisescope.study.effects import ChannelEffect, Remedy
-from noisescope.study.findings import whole_name
-from noisescope.study.steps import BLAMED
+from noisescope.study.findings import whole_of
+from noisescope.study.steps import BLAMED, SITES, base_of
 
 _MOST_NAMED = 3
 _RANKS = 0.8
@@ -40,10 +41,11 @@ def cost(diagnosis: Diagnosis) -> list[str]:
     summary = whole_summary(diagnosis)
     if summary is None:
         return ["What noise everywhere costs is not measured yet."]
-    config = diagnosis.config
     told = (
-        f"Noise of scale {config['noise_scale'] or 0:g} ({config['error_model']}) everywhere costs "
-        f"{estimate_text(summary.kl_nats)} nats per token"
+        f"{_noise(diagnosis)} everywhere costs {estimate_text(summary.kl_nats)} nats per token"
+        if math.isfinite(summary.kl_nats.mean)
+        else f"Under {_noise(diagnosis)} everywhere no KL is finite: the logits overflow, of the "
+        "clean model or under the noise"
     )
     if math.isfinite(summary.accuracy_drop.mean):
         told += (
@@ -52,9 +54,18 @@ def cost(diagnosis: Diagnosis) -> list[str]:
         )
     elif math.isnan(diagnosis.baseline_accuracy):
         told += "; nothing was generated, so no accuracy is known"
-    if summary.draws == 1:
-        told += ", in this one realisation of the noise"
-    return [f"{told}."]
+    one = " One draw was measured: this realisation of the noise." if summary.draws == 1 else ""
+    return [f"{told}.{one}"]
+
+
+def _noise(diagnosis: Diagnosis) -> str:
+    """Names the noise, by its scale or, where it has none, by its other parameters."""
+    config = diagnosis.config
+    if config["noise_scale"] is not None:
+        return f"Noise of scale {config['noise_scale']:g} ({config['error_model']})"
+    given = {k: v for k, v in config["error_parameters"].items() if k != "rounding"}
+    told = ", ".join(f"{name} {value}" for name, value in given.items())
+    return f"Noise ({config['error_model']}{f', {told}' if told else ''})"
 
 
 def blamed(diagnosis: Diagnosis) -> list[str]:
@@ -71,19 +82,32 @@ def blamed(diagnosis: Diagnosis) -> list[str]:
         ]
     if found.kind == STANDS_OUT:
         return [*(_stands_out(diagnosis, site) for site in found.sites), *doubt]
-    share = f"{100 * found.share:.2g} % of the KL of all single sites, each noisy by itself"
+    alone = "No site stands out from its peers in other layers"
+    if not found.has_peers:
+        alone = "No site has peers in other layers to be compared with"
+    if found.kind not in (LARGEST, SPREAD):
+        return ["Who is to blame is unknown: no KL of any single site is.", *doubt]
+    if found.kind == LARGEST and found.share == 1.0 and len(found.sites) > 1:
+        return [f"{alone}; in {some(found.sites)} noise makes the logits overflow.", *doubt]
+    how = "each noisy by itself" if diagnosis.chosen.get(SITES) else "as predicted"
+    share = f"{100 * found.share:.2g} % of the KL of all single sites, {how}"
     if found.kind == LARGEST:
         costs = "costs most and carries" if len(found.sites) == 1 else "cost most and carry"
-        told = f"No site stands out from its peers in other layers; {some(found.sites)} {costs}"
+        told = f"{alone}; {some(found.sites)} {costs}"
         return [f"{told} {share}.", *doubt]
-    told = "The loss is spread: no site stands out from its peers in other layers, and it takes"
-    return [f"{told} many to make up half of it.", *doubt]
+    told = f"The loss is spread: {alone[0].lower()}{alone[1:]}, and it takes many to make up half"
+    return [f"{told} of it.", *doubt]
 
 
 def _stands_out(diagnosis: Diagnosis, site: str) -> str:
     found, profile = diagnosis.findings.blame, diagnosis.told.profile
-    measured = times_text(found.ratios[site]) if found is not None else "n/a"
-    told = f"{site} stands out: it costs at least {measured} times its peers in other layers"
+    ratio = found.ratios[site] if found is not None else math.nan
+    told = (
+        f"{site} stands out: noise there makes the logits overflow"
+        if math.isinf(ratio)
+        else f"{site} stands out: it costs at least {times_text(ratio)} times its peers in other "
+        "layers"
+    )
     if profile is not None:
         out = candidates(profile, tuple(diagnosis.plan.about.get("operators", ())))
         ratios = {s.site.name: s.ratio for s in out}
@@ -156,7 +180,7 @@ def _worst(what: str, found: Worst, measure: str = "KL") -> str:
     loss = points_text(found.held_out)
     if measure == "KL":
         loss = f"{estimate_text(found.held_out)} nats per token"
-    return f"{told}; where it was not chosen it loses {loss}."
+    return f"{told}; on data that did not choose it, it loses {loss}."
 
 
 def channels(diagnosis: Diagnosis) -> list[str]:
@@ -238,9 +262,9 @@ def held(diagnosis: Diagnosis) -> list[str]:
         return ["Nothing was predicted, so nothing confirms or contradicts what was measured."]
     middle = f"{times_text(found.ratio)} times the predicted KL"
     over = f"in the middle of {counted(found.conditions, 'condition')}"
-    off = (
-        f"{len(found.departing)} of them are off the line beyond chance and a factor {TOLERANCE:g}"
-    )
+    count = len(found.departing)
+    are = "is" if count == 1 else "are"
+    off = f"{count} of them {are} off the line beyond chance and a factor {TOLERANCE:g}"
     is_level = 1 / TOLERANCE <= found.ratio <= TOLERANCE
     if is_level and not found.departing:
         told = f"The prediction held: measured is {middle} {over}, none of them off the line"
@@ -290,18 +314,29 @@ def _holds_below(diagnosis: Diagnosis) -> str:
 
 def whole_summary(diagnosis: Diagnosis) -> Summary | None:
     """Returns the condition in which everything is noisy; None where it is not measured."""
-    name = whole_name(diagnosis.plan)
+    name = whole_of(diagnosis.plan)
     return next((s for s in diagnosis.analysis.summaries if s.condition == name), None)
+
+
+def whole_by_scale(diagnosis: Diagnosis) -> dict[float, Summary]:
+    """Returns what noise everywhere did, by its scale."""
+    whole, conditions = whole_of(diagnosis.plan), diagnosis.plan.conditions
+    found: dict[float, Summary] = {}
+    for summary in diagnosis.analysis.summaries:
+        scale = conditions.get(summary.condition, {}).get("error_model", {}).get("scale")
+        if base_of(summary.condition) == whole and isinstance(scale, (int, float)):
+            found.setdefault(float(scale), summary)
+    return found
 
 
 def whole_response(diagnosis: Diagnosis) -> Response | None:
     """Returns its dose and response."""
-    return diagnosis.findings.responses.get(whole_name(diagnosis.plan))
+    return diagnosis.findings.responses.get(whole_of(diagnosis.plan))
 
 
 def first_departure(diagnosis: Diagnosis) -> tuple[str, Departure] | None:
     """Returns the window whose errors compound at the smallest scale, and where."""
-    whole = whole_name(diagnosis.plan)
+    whole = whole_of(diagnosis.plan)
     found = {
         name: response.departure
         for name, response in diagnosis.findings.responses.items()

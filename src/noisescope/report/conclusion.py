@@ -6,7 +6,7 @@ measured and never by the prediction alone.
 
 import math
 
-from noisescope.analyse import Interval
+from noisescope.analyse import Interval, Summary, Verdict
 from noisescope.report import claims
 from noisescope.report.figures import estimate_text, share_text
 from noisescope.study import Diagnosis
@@ -44,15 +44,30 @@ def sentences(diagnosis: Diagnosis) -> tuple[str, ...]:
 def advice(diagnosis: Diagnosis) -> list[str]:
     """Returns what to do: what to keep exact, how far to lower the noise, what is still open."""
     summary = claims.whole_summary(diagnosis)
-    if summary is None or not diagnosis.config["noise_scale"]:
+    if summary is None or diagnosis.config["noise_scale"] == 0:
         return []
-    if summary.kl_verdict is not None and summary.kl_verdict.outcome == "harmless":
-        margin = f"{diagnosis.margins.kl_nats:g} nats per token"
-        return [
-            f"What to do: nothing; the loss lies within the margin of {margin}.",
-            *_open(diagnosis),
-        ]
-    return [_protect(diagnosis), *_lower(diagnosis), *_open(diagnosis)]
+    if not math.isfinite(summary.kl_nats.mean):
+        return ["What to do: use --dtype float32 or bfloat16, or less noise; nothing is known."]
+    by_kl, by_accuracy = summary.kl_verdict, summary.accuracy_verdict
+    if by_kl is not None and by_kl.outcome == "harmless" and not _is(by_accuracy, "harmful"):
+        told = f"the loss lies within the margin of {diagnosis.margins.kl_nats:g} nats per token"
+        if _has_accuracy(summary) and _is(by_accuracy, "harmless"):
+            told += f" and of {100 * diagnosis.margins.accuracy:g} points of accuracy"
+        elif _has_accuracy(summary):
+            told += ", and whether accuracy falls is open"
+        return [f"What to do: nothing; {told}.", *_open(diagnosis)]
+    doubt = []
+    if not _is(by_kl, "harmful") and not _is(by_accuracy, "harmful"):
+        doubt = ["Whether noise everywhere harms at all is open: settle that first."]
+    return [_protect(diagnosis), *_lower(diagnosis), *doubt, *_open(diagnosis)]
+
+
+def _is(verdict: Verdict | None, outcome: str) -> bool:
+    return verdict is not None and verdict.outcome == outcome
+
+
+def _has_accuracy(summary: Summary) -> bool:
+    return math.isfinite(summary.accuracy_drop.mean)
 
 
 def _protect(diagnosis: Diagnosis) -> str:
@@ -90,13 +105,18 @@ def _lower(diagnosis: Diagnosis) -> list[str]:
         told.append(f"Stay at or below {critical.low:g} to stay below {target}.")
     if response is None:
         return told
-    margin = diagnosis.margins.kl_nats
-    harmless = [s for s in response.scales if s.measured.is_known and s.measured.high <= margin]
-    if harmless:
-        best = max(harmless, key=lambda s: s.scale)
+    margin, own = diagnosis.margins.kl_nats, diagnosis.config["noise_scale"]
+    harmless = {
+        scale: summary
+        for scale, summary in claims.whole_by_scale(diagnosis).items()
+        if summary.kl_verdict is not None and summary.kl_verdict.outcome == "harmless"
+    }
+    lower = [scale for scale in harmless if own is not None and scale < own]
+    if lower:
+        best = max(lower)
         told.append(
-            f"Lowering the noise to {best.scale:g} everywhere brings the loss within the margin of "
-            f"{margin:g}: {estimate_text(best.measured)} nats per token as measured."
+            f"Lowering the noise to {best:g} everywhere brings the loss within the margin of "
+            f"{margin:g}: {estimate_text(harmless[best].kl_nats)} nats per token as measured."
         )
     else:
         told.append(
@@ -124,8 +144,9 @@ def _open(diagnosis: Diagnosis) -> list[str]:
         told.append(f"Open by KL: whether {names} harm{'s' if len(open_) == 1 else ''}{settle}.")
     if draws == 1:
         told.append(
-            f"One draw speaks of this realisation alone: --draws {_FEW_DRAWS} of noise in general."
+            f"One draw speaks of this realisation of the noise alone: give --draws {_FEW_DRAWS} "
+            "or more."
         )
     elif draws < _FEW_DRAWS:
-        told.append(f"{draws} draws hardly tell how draws differ: --draws {_ENOUGH_DRAWS} does.")
+        told.append(f"{draws} draws hardly tell how draws differ: give {_ENOUGH_DRAWS}.")
     return told

@@ -7,7 +7,7 @@ from typing import Any
 from noisescope.analyse import Response
 from noisescope.report.paint import FAINT, INK, WORST, drawable, new_figure, png_of, write_title
 from noisescope.study import Diagnosis
-from noisescope.study.findings import whole_name
+from noisescope.study.findings import whole_of
 
 _TINTS = ("#1f5f8b", "#4d8b31", "#8a5fb0", "#c98a1b", "#3a9c9c", "#7a4a2b", "#5b6b9e", "#a0527d")
 _REST = "#b9b9b9"
@@ -20,8 +20,8 @@ def draw_doses(diagnosis: Diagnosis) -> bytes:
     responses = diagnosis.findings.responses
     figure = new_figure(8.4, 5.2)
     axes: Any = figure.subplots()
-    for number, (name, response) in enumerate(_ordered(responses, whole_name(diagnosis.plan))):
-        if name == whole_name(diagnosis.plan):
+    for number, (name, response) in enumerate(_ordered(responses, whole_of(diagnosis.plan))):
+        if name == whole_of(diagnosis.plan):
             colour, label = WORST, drawable(name)
         else:
             is_named = number <= _MOST_NAMED

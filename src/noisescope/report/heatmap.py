@@ -6,7 +6,7 @@ user's paths and are drawn as they are, never as formulas.
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from noisescope.report.paint import (
 )
 from noisescope.study import Diagnosis
 
+_SMALLEST_SHOWN = 1e-3  # of the largest, on a linear axis
 _MOST_NUMBERS = 16  # columns up to which a number fits into every cell
 _LONGEST_FLAT = 12  # characters of a name that is still written across
 _LONGEST_SITE, _INCHES_PER_LETTER = 76, 0.08  # of names written upright
@@ -51,7 +52,8 @@ def draw_heatmap(diagnosis: Diagnosis) -> bytes:
     above, below = figure.subplots(
         2, sharex=True, gridspec_kw={"height_ratios": [1.9, height], "hspace": 0.04}
     )
-    worst = diagnosis.worst_kl.condition
+    operator = diagnosis.findings.worst_operator
+    worst = {diagnosis.worst_kl.condition, operator.condition if operator is not None else None}
     _draw_intervals(above, summaries, worst, diagnosis.findings.predictions)
     image = _draw_cells(below, rows, names)
     scale = figure.colorbar(image, ax=below, ticks=[0, 1], aspect=8, pad=0.015)
@@ -76,15 +78,16 @@ def _rows(summaries: tuple[Summary, ...]) -> list[_Row]:
 def _draw_intervals(
     axes: Any,
     summaries: tuple[Summary, ...],
-    worst: str | None,
+    worst: Container[str | None],
     predictions: Mapping[str, Prediction],
 ) -> None:
-    """Draws the KL of each condition as a bar with its 95 % interval, the worst one darker.
+    """Draws the KL of each condition as a bar with its 95 % interval, the worst ones darker.
 
-    A diamond is the predicted KL.
+    A diamond is the predicted KL. Where the two are far apart the axis is logarithmic.
     """
     means = [s.kl_nats.mean if math.isfinite(s.kl_nats.mean) else 0.0 for s in summaries]
-    colours = [WORST if s.condition == worst else BAR for s in summaries]
+    colours = [WORST if s.condition in worst else BAR for s in summaries]
+    bottom = _bottom([*means, *(p.kl_nats for p in predictions.values())])
     axes.bar(range(len(means)), means, width=0.62, color=colours)
     known = [(i, s.kl_nats) for i, s in enumerate(summaries) if s.kl_nats.is_known]
     if known:
@@ -93,7 +96,7 @@ def _draw_intervals(
             [kl.mean for _, kl in known],
             # A divergence is never negative, whatever a t interval says.
             [
-                [kl.mean - max(0.0, kl.low) for _, kl in known],
+                [max(0.0, kl.mean - max(bottom, kl.low)) for _, kl in known],
                 [kl.high - kl.mean for _, kl in known],
             ],
             fmt="none",
@@ -102,7 +105,9 @@ def _draw_intervals(
             capsize=3,
         )
     _draw_predictions(axes, summaries, predictions)
-    axes.set_ylim(bottom=0)
+    if bottom > 0:
+        axes.set_yscale("log")
+    axes.set_ylim(bottom=bottom)
     axes.set_ylabel("KL, nats per token", fontsize=9, color=INK)
     axes.tick_params(axis="y", labelsize=8, colors=FAINT, length=0)
     axes.tick_params(axis="x", which="both", length=0, labelbottom=False)
@@ -128,6 +133,14 @@ def _draw_predictions(
     if predicted:
         where, kls = zip(*predicted, strict=True)
         axes.plot(where, kls, "D", color=PREDICTED, markersize=5, clip_on=False)
+
+
+def _bottom(values: list[float]) -> float:
+    """Returns where the axis begins: at 0, or above it where a line could not show the smallest."""
+    shown = [value for value in values if math.isfinite(value) and value > 0]
+    if not shown or min(shown) > _SMALLEST_SHOWN * max(shown):
+        return 0.0
+    return min(shown) / 3
 
 
 def _draw_cells(axes: Any, rows: list[_Row], names: list[str]) -> Any:

@@ -128,6 +128,8 @@ def print_state(console: Console, state: StudyState) -> None:
     standing = (
         "complete" if state.is_complete else f"{done}, {counted(len(state.records), 'record')}"
     )
+    if plan.has_steps and not state.is_complete:
+        standing += ", more steps may follow"
     grown = "" if state.stages == 1 else f", extended {counted(state.stages - 1, 'time')}"
     holder = f"; {state.holder} works on it now" if state.is_running else ""
     console.print(plain(f"{state.directory}: a study of {plan.kind}, {standing}{grown}{holder}"))

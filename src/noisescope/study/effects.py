@@ -1,7 +1,8 @@
 """Necessity and sufficiency: what cleaning some sites brings back, and what noise there costs."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def remedy(table: Table, whole: str) -> Remedy | None:
         without=mean_interval(clean, groups=groups) if has_others else UNKNOWN,
         alone=mean_interval(alone, groups=groups),
         brought_back=paired_ratio(every - clean, every, groups),
-        carried=paired_ratio(alone, every, groups),
+        carried=_within(paired_ratio(alone, every, groups), math.inf),
         answers_brought_back=share_interval(lost - back, groups),
         answers_lost_alone=share_interval(lost_alone, groups),
         answers_lost=share_interval(lost, groups),
@@ -131,10 +132,17 @@ def channel_effects(
                 predictions.get(name),
                 mean_interval(one, groups=groups),
                 mean_interval(other, groups=groups),
-                paired_ratio(one, one + other, groups),
+                _within(paired_ratio(one, one + other, groups), 1.0),
             )
         )
     return tuple(found)
+
+
+def _within(share: Interval, most: float) -> Interval:
+    """Cuts the bounds of a share of what is never negative; one that says nothing is unknown."""
+    if share.is_known and share.low <= 0 and share.high >= most:
+        return replace(share, low=math.nan, high=math.nan)
+    return replace(share, low=max(0.0, share.low), high=min(most, share.high))
 
 
 def _are_outliers(module: ModuleChannels | None, channels: tuple[int, ...]) -> bool:

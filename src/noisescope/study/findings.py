@@ -43,11 +43,10 @@ from noisescope.records import Record
 from noisescope.study.effects import ChannelEffect, Remedy, channel_effects, remedy
 from noisescope.study.plan import StudyPlan
 from noisescope.study.steps import (
-    ALL_LAYERS,
-    EVERYTHING,
     all_but,
     base_of,
     scale_of_name,
+    whole_name,
 )
 from noisescope.study.told import Told
 
@@ -60,8 +59,8 @@ class Findings:
 
     Attributes:
         predictions: Predicted KL of each condition, by name.
-        agreement: Prediction against measurement over all conditions at the study's scale; None
-            where nothing was predicted or measured.
+        agreement: Prediction against measurement over single sites, regions and windows at the
+            study's scale, which hold little of each other; None where none has both.
         blame: Who is to blame; None where single sites were not looked at.
         remedy: What cleaning the blamed sites brings back, and what noise there alone costs.
         responses: Dose and response, by what is noisy.
@@ -100,12 +99,13 @@ def find(
     table = Table(records)
     measured = {s.condition: s.kl_nats for s in summaries}
     predictions = _predictions(plan, told.profile)
-    own = {n: p for n, p in predictions.items() if scale_of_name(n) is None}
+    apart = _apart(plan)
+    own = {n: p for n, p in predictions.items() if n in apart}
     operators = tuple(plan.about.get("operators", ()))
     found_blame = None
     if told.profile is not None and plan.kind in ("diagnose", "layers", "sites"):
         found_blame = blame(told.profile, _single_sites(plan, measured), operators)
-    whole = whole_name(plan)
+    whole = whole_of(plan)
     target, critical = _critical(plan, table, whole)
     return Findings(
         predictions=predictions,
@@ -124,10 +124,9 @@ def find(
     )
 
 
-def whole_name(plan: StudyPlan) -> str:
+def whole_of(plan: StudyPlan) -> str:
     """Returns the name of the condition in which all that a study looks at is noisy."""
-    regions = plan.about.get("regions", ())
-    return ALL_LAYERS if all(r.isdigit() for r in regions) else EVERYTHING
+    return whole_name(plan.about.get("regions", ()))
 
 
 def _predictions(plan: StudyPlan, profile: Profile | None) -> dict[str, Prediction]:
@@ -139,16 +138,34 @@ def _predictions(plan: StudyPlan, profile: Profile | None) -> dict[str, Predicti
     }
 
 
+def _apart(plan: StudyPlan) -> set[str]:
+    """Returns the conditions at the study's scale that do not hold most of the others.
+
+    Everything, and everything but a part, would agree with each other whatever the prediction is
+    worth; so would an operator with all its sites. Where only these were asked for, they are meant.
+    """
+    labels = {f"L{r}" if r.isdigit() else r for r in plan.about.get("regions", ())}
+    at_scale = [name for name in plan.conditions if scale_of_name(name) is None]
+    found = {
+        name
+        for name in at_scale
+        if name in labels or name in plan.about.get("layers", {}) or _is_site(plan, name)
+    }
+    return found or set(at_scale)
+
+
+def _is_site(plan: StudyPlan, name: str) -> bool:
+    selection = plan.conditions[name].get("selection", {})
+    is_part = selection.get("channels") or selection.get("without_channels")
+    return len(selection.get("sites") or ()) == 1 and not is_part
+
+
 def _single_sites(plan: StudyPlan, measured: Mapping[str, Interval]) -> dict[str, Interval]:
     """Returns the measured KL of conditions that are one site, by its name."""
     found = {}
     for name, entry in plan.conditions.items():
-        selection = entry.get("selection", {})
-        sites = selection.get("sites")
-        is_whole = not selection.get("channels") and not selection.get("without_channels")
-        if sites and len(sites) == 1 and is_whole and name in measured:
-            if scale_of_name(name) is None:
-                found[sites[0]] = measured[name]
+        if _is_site(plan, name) and scale_of_name(name) is None and name in measured:
+            found[entry["selection"]["sites"][0]] = measured[name]
     return found
 
 
@@ -175,7 +192,7 @@ def _responses(
             continue
         own = _scale(plan.conditions[base])
         prediction = predictions[base]
-        if own is None or profile is None:
+        if own is None or profile is None or prediction.unreached:
             continue
         points = _points(plan, table, names, profile)
         if points:

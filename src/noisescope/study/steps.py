@@ -3,6 +3,8 @@
 What a step asks is written into the names, so that a report can be made from a directory alone.
 """
 
+from collections.abc import Sequence
+
 SITES = "sites"  # single sites: the predicted worst, and random controls
 PARTS = "parts"  # each region alone, all together, and all but one
 SCALES = "scales"  # the same selections at other scales
@@ -16,6 +18,11 @@ BLAMED = "blamed"
 _ANSWERED = " answered"
 _ALL_BUT, _AT, _CHANNELS_OF = "all but ", " @ ", " of "
 THESE, OTHERS = "top channels", "other channels"
+
+
+def whole_name(regions: Sequence[str]) -> str:
+    """Names the condition in which all that a study looks at is noisy, by its regions."""
+    return ALL_LAYERS if all(region.isdigit() for region in regions) else EVERYTHING
 
 
 def all_but(name: str) -> str:

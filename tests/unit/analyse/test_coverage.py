@@ -1,28 +1,14 @@
 """95 % intervals hold the truth in 93 to 97 % of simulated studies; where not is written here."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers.load import load_file
 
 from noisescope.analyse import mean_interval
 from noisescope.analyse.intervals import has_few_draws, is_skewed
 from noisescope.analyse.moments import moments_of
 
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "intervals.py"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load(BENCHMARK)
+benchmark = load_file("benchmarks/intervals.py")
 
 # Where an interval covers less or more than 93 to 97 %, by 4,000 studies a cell: which cells, the
 # range that was measured there (half a point added), and whether the program warns every time.

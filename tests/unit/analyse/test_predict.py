@@ -71,7 +71,7 @@ def test_channels_are_a_part_of_their_site():
     assert only.kl_nats == pytest.approx(0.7)
     assert rest.kl_nats == pytest.approx(0.3)
     assert only.error_nats == pytest.approx(0.07)
-    assert rest.error_nats == pytest.approx(math.hypot(0.01, 0.02))
+    assert rest.error_nats == pytest.approx(0.03)
 
 
 def test_of_single_positions_nothing_is_told():

@@ -1,29 +1,16 @@
 """The search: within its budget for every size, resumable, and as often right as the full sweep."""
 
 import functools
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.load import load_file
 
 from noisescope.analyse import Round, Winner, next_round
 from noisescope.errors import InputError
 
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "search.py"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = load(BENCHMARK)
+benchmark = load_file("benchmarks/search.py")
 
 
 def named(values):

@@ -74,7 +74,7 @@ def test_where_nothing_was_generated_no_accuracy_is_claimed():
     diagnosis = whole_diagnosis(False, 1)
     text = said(claims.cost, diagnosis)
     assert "nothing was generated, so no accuracy is known" in text
-    assert "in this one realisation of the noise" in text
+    assert "One draw was measured: this realisation of the noise" in text
     assert "points" not in verdict(diagnosis) and "nan" not in verdict(diagnosis).lower()
     assert "--draws 4" in said(advice, diagnosis)
 

@@ -107,6 +107,6 @@ def test_rows_and_bars_hold_the_figures_of_the_summaries():
     values = [value for _, (value,) in heatmap._rows((summary,))]
     assert values == pytest.approx([0.5, 0.4, 3.0, 12.5])
     axes = Figure().add_subplot()
-    heatmap._draw_intervals(axes, (summary,), None, {})
+    heatmap._draw_intervals(axes, (summary,), (), {})
     (segments,) = [c.get_segments() for c in axes.collections]
     assert segments[0][:, 1] == pytest.approx([0.2, 0.9])

@@ -416,11 +416,12 @@ def test_only_what_was_asked_for_competes_and_is_judged_together():
         study.choose("sites", X | Y, generates=False)
         study.run(Answering())
         after = diagnosed(study)
-    assert repr(after.summaries[:2]) == repr(before.summaries)
+    assert repr(after.summaries) == repr(before.summaries)
     assert repr(after.worst_kl) == repr(before.worst_kl) and after.worst_kl.condition == "L1"
     assert repr(after.worst_accuracy) == repr(before.worst_accuracy)
     assert after.worst_accuracy.condition == "L1"
-    chosen = after.summaries[2]
-    assert chosen.condition == "X" and math.isnan(chosen.accuracy)
+    assert before.chosen == {} and list(after.chosen) == ["sites"]
+    chosen, other = after.chosen["sites"]
+    assert (chosen.condition, other.condition) == ("X", "Y") and math.isnan(chosen.accuracy)
     assert chosen.kl_nats.mean == pytest.approx(2.0)
     assert "nothing was generated under this noise" in chosen.accuracy_verdict.reason

@@ -189,38 +189,37 @@ def test_the_journal_of_another_study_is_refused(journal):
         read_journal(journal[0], "you")
 
 
+def open_with_journal_of(study, directory, plan):
+    """Opens a study of this plan that has been begun, with the journal of another one in it."""
+    with open_study(directory, plan):
+        pass
+    (directory / "records.jsonl").write_bytes((study / "records.jsonl").read_bytes())
+    open_study(directory, plan)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"seed": 8}, {"kind": "x"}, {"settings": {}}, {"fingerprints": {}}, {"versions": {}}],
 )
 def test_the_journal_of_a_study_like_this_one_is_refused(running, tmp_path, changes):
     other = dataclasses.replace(SMALL, **changes)
-    with open_study(tmp_path / "other", other):
-        pass
-    (tmp_path / "other" / "records.jsonl").write_bytes((running / "records.jsonl").read_bytes())
     with pytest.raises(InputError, match="belongs to another study than the manifest beside it"):
-        open_study(tmp_path / "other", other)
+        open_with_journal_of(running, tmp_path / "other", other)
 
 
 def test_a_journal_with_units_that_the_plan_lacks_is_refused(running, tmp_path):
     other = make_plan(samples=1, draws=1, conditions=("L0",), size=1)
-    with open_study(tmp_path / "other", other):
-        pass
-    (tmp_path / "other" / "records.jsonl").write_bytes((running / "records.jsonl").read_bytes())
     with pytest.raises(InputError, match="holds unit 0-samples-1, which the plan does not ask for"):
-        open_study(tmp_path / "other", other)
+        open_with_journal_of(running, tmp_path / "other", other)
 
 
 def test_a_journal_whose_units_are_others_is_refused(running, tmp_path):
     other = make_plan(samples=2, draws=2, conditions=("L0",), size=1)
-    with open_study(tmp_path / "other", other):
-        pass
-    (tmp_path / "other" / "records.jsonl").write_bytes((running / "records.jsonl").read_bytes())
     with pytest.raises(
         InputError,
         match=r"unit 0-samples-0 is not what the plan asks for \(it lacks sample 's0', L0, draw 1",
     ):
-        open_study(tmp_path / "other", other)
+        open_with_journal_of(running, tmp_path / "other", other)
 
 
 def test_zeros_that_a_loss_of_power_leaves_at_the_end_are_cut_off(running, wanted):

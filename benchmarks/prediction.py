@@ -38,6 +38,7 @@ from noisescope.tasks import encode_task
 
 NOISE = RelativeGaussian(0.02)
 INJECTED_DRAWS = 4
+RULE = f"until {100 * ProfileOptions().label_error:g} %"  # of the program itself
 CASES = ("stories260K", "demo", "random")
 LARGE = {"hidden": 256, "vocabulary": 32_000, "rows": 4, "tokens": 512}
 
@@ -76,7 +77,7 @@ def compare(
     case: str, model: Any, texts: Texts, operators: tuple[str, ...] | None, turns: int
 ) -> None:
     apart = TakenApart(model)
-    draws: dict[str, int | None] = {"2 draws": 2, "4 draws": 4, "until 2 %": None}
+    draws: dict[str, int | None] = {"2 draws": 2, "4 draws": 4, RULE: None}
     runs = {
         name: ProfileOptions(label_draws=count, operators=operators)
         for name, count in draws.items()
@@ -101,7 +102,7 @@ def compare(
     )
     for name, seconds in taken.items():
         ratios = [one / other for one, other in zip(injected, seconds, strict=True)]
-        told = f"{name} ({used} draws)" if name == "until 2 %" else name
+        told = f"{name} ({used} draws)" if name == RULE else name
         print(
             f"  {told}: {statistics.median(seconds):.2f} s, ratio {statistics.median(ratios):.1f} "
             f"[{min(ratios):.1f}, {max(ratios):.1f}]",

@@ -153,7 +153,7 @@ COMMANDS = {
     ),
     "operators: draws": (["operators", *GOOD[1:], "--draws=0"], ["--draws 0"]),
     "diagnose: until": (["diagnose", *GOOD[1:], "--until=kl"], ["--until", "'kl'", "kl=0.1"]),
-    "diagnose: scales": (["diagnose", *GOOD[1:], "--scales=auto"], ["'auto' is no number"]),
+    "diagnose: scales": (["diagnose", *GOOD[1:], "--scales=a"], ["'a' is no number"]),
     "diagnose: window 0": (["diagnose", *GOOD[1:], "--window=0"], ["--window 0"]),
     "diagnose: window": (["diagnose", *GOOD[1:], "--window=4"], ["window of 4 layers", "has 3"]),
     "diagnose: operator": (["diagnose", *GOOD[1:], "--operators=linaer"], ["'linear'"]),

@@ -11,7 +11,14 @@ from helpers.killing import kill_and_resume, size_of
 from noisescope.demo import demo_model_dir, demo_questions
 
 NOISESCOPE = Path(sys.executable).with_name("noisescope")
-FILES = ("result.json", "records.parquet", "witnesses.json", "heatmap.png", "manifest.json")
+FILES = (
+    "result.json",
+    "records.parquet",
+    "witnesses.json",
+    "profile.safetensors",
+    "heatmap.png",
+    "manifest.json",
+)
 
 
 def command(out: Path, samples: int, draws: int) -> list[str]:
@@ -44,10 +51,10 @@ def test_25_kills_of_the_demo_study(tmp_path):
         return len(sizes) > 1 and sizes[-1] > sizes[-2]
 
     grown = kill_and_resume(
-        command(killed, 100, 30), kills=25, longest_s=24.0, is_interesting=has_grown
+        command(killed, 100, 6), kills=25, longest_s=24.0, is_interesting=has_grown
     )
     assert grown >= 3, "kills came too early to hit the work"
-    subprocess.run(command(through, 100, 30), check=True, capture_output=True)
+    subprocess.run(command(through, 100, 6), check=True, capture_output=True)
     for name in FILES:
         assert (killed / name).read_bytes() == (through / name).read_bytes(), name
     assert not journal.exists()

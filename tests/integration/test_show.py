@@ -44,7 +44,7 @@ def test_a_half_done_study_shows_what_is_done_and_what_it_says_so_far(place, mon
     half_done(monkeypatch, capsys)
     before = files_of(place / "study")
     text = carry_out(capsys, "show", "study")
-    assert text.startswith("study: a study of layers, 2 of 3 units, 16 records\n")
+    assert text.startswith("study: a study of layers, 2 of 3 units, 16 records, more steps may")
     assert "3 conditions, 1 draw, 6 samples, seed 0; model llama (sha256:" in text
     assert re.search(r"^L0 .*^L1 .*^L2 ", text, re.MULTILINE | re.DOTALL)
     assert "4 samples are too few to tell" in " ".join(text.split())
@@ -84,7 +84,7 @@ def test_a_study_that_has_only_begun_shows_no_table(place, monkeypatch, capsys):
         assert run(GOOD) == 130
     (place / "study" / "records.jsonl").unlink()
     text = carry_out(capsys, "show", "study")
-    assert text.startswith("study: a study of layers, 0 of 3 units, 0 records\n")
+    assert text.startswith("study: a study of layers, 0 of 3 units, 0 records, more steps may")
     assert "KL, nats/token" not in text
 
 
@@ -102,7 +102,8 @@ def test_who_works_on_it_is_said(place, monkeypatch, capsys):
     half_done(monkeypatch, capsys)
     with open_study(place / "study", read_study(place / "study").plan):
         text = " ".join(carry_out(capsys, "show", "study").split())
-    assert re.search(r"2 of 3 units, 16 records; process \d+ on host \S+ works on it now", text)
+    told = "2 of 3 units, 16 records, more steps may follow"
+    assert re.search(told + r"; process \d+ on host \S+ works on it now", text)
 
 
 def test_an_extended_study_says_so(place, capsys):

@@ -43,6 +43,7 @@ from noisescope.records import Record
 from noisescope.study.effects import ChannelEffect, Remedy, channel_effects, remedy
 from noisescope.study.plan import StudyPlan
 from noisescope.study.steps import (
+    BLAMED,
     all_but,
     base_of,
     scale_of_name,
@@ -149,7 +150,9 @@ def _apart(plan: StudyPlan) -> set[str]:
     found = {
         name
         for name in at_scale
-        if name in labels or name in plan.about.get("layers", {}) or _is_site(plan, name)
+        if name in labels
+        or name in plan.about.get("layers", {})
+        or (_is_site(plan, name) and name != BLAMED)
     }
     return found or set(at_scale)
 

@@ -90,10 +90,12 @@ def effect_of(
         centre = (y * g).sum(dim=softmax_dim, keepdim=True)
     square_g = g.square() if softmax_dim is None else (g - centre).square_()
     by_sample, by_channel, pulls = [], [], []
-    for error_model in error_models:
+    for number, error_model in enumerate(error_models):
+        is_last = number == len(error_models) - 1
         square, pull = error_model.mean_square(y), None
         if softmax_dim is None or never_clamps(error_model):
-            spread = square * square_g
+            # Not into `square`, which may be the model's own, or one number for all.
+            spread = square_g.mul_(square) if is_last else square * square_g
         else:
             spread, pull = _clamped(y, g, square, softmax_dim)
         sums_B, sums_CD = places.gather(spread)

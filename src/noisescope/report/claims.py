@@ -242,8 +242,9 @@ def avalanche(diagnosis: Diagnosis) -> list[str]:
     first = first_departure(diagnosis)
     if first is not None:
         name, departure = first
-        scales = f"between {departure.last_on:g} and {departure.first_off:g}"
-        told.append(f"Of single windows, {name} is the first to leave the line, {scales}.")
+        told.append(
+            f"Of single windows, {name} is the first to leave the line, at {departure.first_off:g}."
+        )
     if found.additivity is not None:
         told.append(f"Regions together: {found.additivity.reason}.")
     if found.amplification is not None:

@@ -6,7 +6,6 @@ tensor whose rows cannot be told is counted whole, and its statistics say so.
 Legend: B rows of the batch, T positions of this call, S positions with cached ones, N flat rows.
 """
 
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from noisescope.inject.tokens import bound_arguments, first_tensor, has_tokens
 
 _INSIDE_EXPERTS = re.compile(r"(^|\.)experts\.")
 
@@ -97,11 +98,11 @@ def read_tokens(
 
     A mask that is longer than the tokens counts cached ones first, as Hugging Face has it.
     """
-    given = _bound(model, args, kwargs)
-    tokens = _first_tensor(given)
+    given = bound_arguments(model, args, kwargs)
+    tokens = first_tensor(given)
     if tokens is None:
         return Tokens.of_nothing(call)
-    B, T = tokens.shape[0], tokens.shape[1] if _has_tokens(tokens) else 1
+    B, T = tokens.shape[0], tokens.shape[1] if has_tokens(tokens) else 1
     device = tokens.device
     past = _past_length(given.get("past_key_values"))
     mask_BS = _mask(given, B, T, past)
@@ -140,31 +141,3 @@ def _mask(given: Mapping[str, Any], B: int, T: int, past: int) -> Tensor | None:
 
 def _past_length(cache: Any) -> int:
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-
-
-def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments by name; of mappings among them, the entries."""
-    given = dict(kwargs)
-    if args:
-        try:
-            given = dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
-        except TypeError:  # the call itself will raise it again, with the model's own words
-            return given
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        flat.update(value if isinstance(value, Mapping) else {name: value})
-    return flat
-
-
-def _first_tensor(given: Mapping[str, Any]) -> Tensor | None:
-    ordered = [given.get("input_ids"), given.get("inputs_embeds"), *given.values()]
-    for value in ordered:
-        for tensor in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(tensor, Tensor) and tensor.dim() >= 1:
-                return tensor
-    return None
-
-
-def _has_tokens(tensor: Tensor) -> bool:
-    """Tells whether axis 1 counts tokens: ids [B, T] or features [B, T, D], not features [B, D]."""
-    return tensor.dim() >= 3 or (tensor.dim() == 2 and not tensor.is_floating_point())

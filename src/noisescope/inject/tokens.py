@@ -55,11 +55,11 @@ class TokenReader:
         Raises:
             InputError: Samples are named, but not as many as the batch has rows.
         """
-        given = _bound(model, args, kwargs)
-        tokens = _first_tensor(given)
+        given = bound_arguments(model, args, kwargs)
+        tokens = first_tensor(given)
         if tokens is None:
             return None
-        B, T = tokens.shape[0], tokens.shape[1] if _has_tokens(tokens) else 1
+        B, T = tokens.shape[0], tokens.shape[1] if has_tokens(tokens) else 1
         mask_BS = given.get("attention_mask")
         if not isinstance(mask_BS, Tensor) or mask_BS.dim() != 2 or mask_BS.shape[0] != B:
             mask_BS = None
@@ -161,7 +161,9 @@ def _keys_at(cache: Any) -> int | None:
     return keys.data_ptr() if isinstance(keys, Tensor) else None
 
 
-def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bound_arguments(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the arguments by name; of mappings among them, the entries."""
     given = dict(kwargs)
     if args:
@@ -175,7 +177,8 @@ def _bound(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return flat
 
 
-def _first_tensor(given: Mapping[str, Any]) -> Tensor | None:
+def first_tensor(given: Mapping[str, Any]) -> Tensor | None:
+    """Returns the first tensor with a batch among the arguments of a call, ids before others."""
     ordered = [given.get("input_ids"), given.get("inputs_embeds"), *given.values()]
     for value in ordered:
         for tensor in value if isinstance(value, (tuple, list)) else (value,):
@@ -184,7 +187,7 @@ def _first_tensor(given: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
-def _has_tokens(tensor: Tensor) -> bool:
+def has_tokens(tensor: Tensor) -> bool:
     """Tells whether axis 1 counts tokens: ids [B, T] or features [B, T, D], not features [B, D]."""
     return tensor.dim() >= 3 or (tensor.dim() == 2 and not tensor.is_floating_point())
 

@@ -6,10 +6,32 @@ from typing import Any, Self
 
 from noisescope.errors import InputError
 from noisescope.inject import Selection
-from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+from noisescope.noise import (
+    AbsoluteGaussian,
+    Bias,
+    BitFlips,
+    DeadZone,
+    ErrorModel,
+    RelativeGaussian,
+    RoundModules,
+    RoundTo,
+    Saturation,
+    StuckChannels,
+)
 
 KNOWN_ERROR_MODELS: Mapping[str, type[ErrorModel]] = {
-    kind.__name__: kind for kind in (RelativeGaussian, AbsoluteGaussian)
+    kind.__name__: kind
+    for kind in (
+        RelativeGaussian,
+        AbsoluteGaussian,
+        RoundTo,
+        RoundModules,
+        BitFlips,
+        StuckChannels,
+        DeadZone,
+        Saturation,
+        Bias,
+    )
 }
 
 

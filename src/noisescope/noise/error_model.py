@@ -39,6 +39,23 @@ class ErrorModel(ABC):
         """Whether it changes nothing, whatever the input."""
         return False
 
+    @property
+    def is_random(self) -> bool:
+        """Whether one draw differs from another; else seed, draw, sample and position are idle.
+
+        The channels of an address may count all the same.
+        """
+        return True
+
+    @property
+    def operands(self) -> frozenset[str]:
+        """What of a site is perturbed: ``output``, or ``weights`` and ``activations`` it reads."""
+        return frozenset({"output"})
+
+    def at_module(self, module: str) -> "ErrorModel":
+        """Returns what is added at a module of this dotted name; by default the same everywhere."""
+        return self
+
     @abstractmethod
     def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
         """Returns the error to be added to the values.
@@ -87,6 +104,10 @@ class ErrorModel(ABC):
             return y_RD, tally(y_RD, y_RD, torch.zeros_like(y_RD))
         return self._perturb(y_RD, at)
 
+    def perturb_weight(self, w_OK: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+        """`perturb` of a whole weight matrix [O, K], whose last axis is summed over."""
+        return self.perturb(w_OK, at)
+
     def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
         """`perturb` for a model that is not null; a model with a fused kernel overrides this."""
         wide_RD = y_RD if y_RD.dtype == torch.float64 else y_RD.to(torch.float32)
@@ -98,6 +119,32 @@ class ErrorModel(ABC):
             lambda: random_words(at, y_RD.shape[1], stream=1),
         )
         return noisy_RD, tally(y_RD, noisy_RD, error_RD)
+
+
+class Replacing(ErrorModel):
+    """An error model that puts other values in place of the clean ones.
+
+    What is written is the new value, rounded once: clean + error would not always give it back.
+    """
+
+    @abstractmethod
+    def replaced(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
+        """Returns the new values, of the dtype of y_RD, which is float32 or float64 [R, D]."""
+
+    def error(self, y_RD: torch.Tensor, at: Address) -> torch.Tensor:
+        """Returns the new values less the clean ones."""
+        return self.replaced(y_RD, at) - y_RD
+
+    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+        wide_RD = y_RD if y_RD.dtype == torch.float64 else y_RD.to(torch.float32)
+        new_RD = self.replaced(wide_RD, at)
+        noisy_RD = round_to(
+            new_RD,
+            y_RD.dtype,
+            self.rounding,
+            lambda: random_words(at, y_RD.shape[1], stream=1),
+        )
+        return noisy_RD, tally(y_RD, noisy_RD, new_RD - wide_RD)
 
 
 def tally(clean: torch.Tensor, noisy: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from noisescope.errors import InputError, near_names
+from noisescope.errors import InputError
 from noisescope.noise.address import Address
 from noisescope.noise.error_model import ErrorModel
 from noisescope.noise.fused import has_kernel, perturb_gaussian
@@ -81,26 +81,6 @@ class AbsoluteGaussian(_Gaussian):
     def mean_square(self, y: torch.Tensor) -> torch.Tensor:
         """Returns scale^2."""
         return torch.full((), self.scale, dtype=y.dtype, device=y.device).square()
-
-
-_ERROR_TYPES: dict[str, type[_Gaussian]] = {
-    "relative_gaussian": RelativeGaussian,
-    "absolute_gaussian": AbsoluteGaussian,
-}
-
-
-def make_error_model(error_type: str, scale: float, rounding: Rounding = "nearest") -> ErrorModel:
-    """Returns the error model of a name, 'relative_gaussian' or 'absolute_gaussian'.
-
-    Raises:
-        InputError: The name is unknown, or scale or rounding cannot be used.
-    """
-    if error_type not in _ERROR_TYPES:
-        raise InputError(
-            f"error type {error_type!r}: {' or '.join(repr(t) for t in _ERROR_TYPES)} is needed"
-            f"{near_names(str(error_type), _ERROR_TYPES)}"
-        )
-    return _ERROR_TYPES[error_type](scale, rounding)
 
 
 def _check_scale(scale: float) -> None:

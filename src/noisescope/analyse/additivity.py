@@ -76,6 +76,7 @@ def additivity(
     whole: _Values,
     groups: Sequence[Hashable] | None = None,
     all_but: Mapping[str, _Values] | None = None,
+    is_random: bool = True,
 ) -> Additivity:
     """Compares KL of all parts noisy with the sum over the parts.
 
@@ -90,6 +91,7 @@ def additivity(
             finite in everything that is compared are left out of it.
         groups: The source of each sample; None: all apart.
         all_but: KL with noise in all parts but one, likewise, for some or all parts.
+        is_random: Whether one draw of the noise differs from another.
 
     Returns:
         The comparison; inconclusive for fewer than two samples, or where nothing arrived. One draw
@@ -109,7 +111,7 @@ def additivity(
     proven = [x for x in lines if x.p_value < LEVEL and math.isfinite(x.ratio.mean)]
     worst = max(proven, key=lambda line: line.ratio.mean).name if proven else None
     reason = _reason(ratio, outcome, next((x for x in lines if x.name == worst), None))
-    if whole.shape[0] == 1:
+    if whole.shape[0] == 1 and is_random:
         reason += "; one draw: this speaks of that realisation of the noise only"
     return Additivity(ratio, outcome, lines, worst, reason)
 

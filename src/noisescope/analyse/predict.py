@@ -55,17 +55,18 @@ def predict(
         NaN for an error model that was not profiled, and for single positions, of which only
         classes are told.
     """
-    number, factor = find_error_model(profile, error_model)
-    if factor is None or selection.positions is not None:
-        return NOTHING
     chosen = [site for site in profile.sites if _is_meant(selection, site)]
+    given = _given(profile, chosen, error_model)
+    if given is None or selection.positions is not None:
+        return NOTHING
+    chosen, numbers, factor = given
     unreached = sum(_is_meant_by_name(selection, name) for name in profile.without)
     if not chosen:
         return Prediction(math.nan if unreached else 0.0, math.nan, 0, unreached)
     if selection.channels is not None or selection.without_channels:
-        mean, error = _of_channels(chosen, selection, number)
+        mean, error = _of_channels(chosen, selection, numbers[0])
     else:
-        mean, error = mean_and_error(chosen, number)
+        mean, error = _mean_and_error(_total(chosen, numbers))
     return Prediction(factor * mean, factor * error, len(chosen), unreached)
 
 
@@ -76,19 +77,33 @@ def predict_samples(
 
     Arguments as for `predict`; channels and positions are not told by sample.
     """
-    number, factor = find_error_model(profile, error_model)
     chosen = [site for site in profile.sites if _is_meant(selection, site)]
+    given = _given(profile, chosen, error_model)
     is_part = selection.channels is not None or bool(selection.without_channels)
-    if factor is None or not chosen or is_part or selection.positions is not None:
+    if given is None or not given[0] or is_part or selection.positions is not None:
         return {}
-    total_KN: Array = np.sum([site.kl_EKN[number] for site in chosen], axis=0)
-    means = factor * total_KN.mean(axis=0)
+    sites, numbers, factor = given
+    means = factor * _total(sites, numbers).mean(axis=0)
     return dict(zip(profile.samples, means.tolist(), strict=True))
 
 
 def mean_and_error(sites: Sequence[SiteProfile], number: int = 0) -> tuple[float, float]:
     """Returns the sum of sites' KL, mean over samples, and its standard error over label draws."""
-    total_KN: Array = np.sum([site.kl_EKN[number] for site in sites], axis=0)
+    return _mean_and_error(_total(sites, [number] * len(sites)))
+
+
+def _total(sites: Sequence[SiteProfile], numbers: Sequence[int]) -> Array:
+    """Returns the KL of error at several sites together, by label draw and sample [K, N].
+
+    Args:
+        sites: The sites, at least one.
+        numbers: Of each site's error model.
+    """
+    total_KN: Array = np.sum([s.kl_EKN[n] for s, n in zip(sites, numbers, strict=True)], axis=0)
+    return total_KN
+
+
+def _mean_and_error(total_KN: Array) -> tuple[float, float]:
     is_known = np.isfinite(total_KN).all(axis=0)
     if not is_known.any():
         return math.nan, math.nan
@@ -96,6 +111,24 @@ def mean_and_error(sites: Sequence[SiteProfile], number: int = 0) -> tuple[float
     K = len(draws_K)
     error = float(draws_K.std(ddof=1)) / math.sqrt(K) if K > 1 else math.nan
     return float(draws_K.mean()), error
+
+
+def _given(
+    profile: Profile, sites: Sequence[SiteProfile], error_model: Mapping[str, Any] | None
+) -> tuple[list[SiteProfile], list[int], float] | None:
+    """Returns the sites that get an error, its number at each, and the factor to another scale."""
+    if error_model is None or "formats" not in error_model:
+        number, factor = find_error_model(profile, error_model)
+        return None if factor is None else (list(sites), [number] * len(sites), factor)
+    formats = dict(error_model["formats"])  # of modules
+    operand = error_model["operand"]
+    known = {
+        e["format"]: n for n, e in enumerate(profile.error_models) if e.get("operand") == operand
+    }
+    reached = [site for site in sites if site.module in formats]
+    if any(formats[site.module] not in known for site in reached):
+        return None
+    return reached, [known[formats[site.module]] for site in reached], 1.0
 
 
 def find_error_model(
@@ -114,7 +147,9 @@ def find_error_model(
 
 
 def _but_scale(error_model: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in error_model.items() if k not in ("scale", "rounding")}
+    # Noise that is rounded otherwise is the same noise; a format that is, is another error.
+    same = ("scale",) if "format" in error_model else ("scale", "rounding")
+    return {k: v for k, v in error_model.items() if k not in same}
 
 
 def _is_meant(selection: Selection, site: SiteProfile) -> bool:

@@ -180,7 +180,20 @@ def _places(at: Address, kind: str, samples: int, value: Tensor, is_keys: bool) 
         head_R = torch.div(first_R.clamp_min(0), width, rounding_mode="floor")
         heads = int(head_R.max()) + 1 if R else 1
         return _Places(sample_R, class_R * heads + head_R, samples, heads, is_keys)
-    # Rows in the order of the batch, or mixed: their token is lost.
-    order_R = torch.arange(R, device=value.device)
-    sample_R = order_R * samples // max(1, R)
-    return _Places(sample_R, torch.full_like(order_R, _UNKNOWN), samples, 1, is_keys)
+    sample_R = sample_of_rows(at, kind, samples)
+    return _Places(sample_R, torch.full_like(sample_R, _UNKNOWN), samples, 1, is_keys)
+
+
+def sample_of_rows(at: Address, kind: str, samples: int) -> Tensor:
+    """Returns the sample that each row belongs to, int64 [R].
+
+    Args:
+        at: The rows.
+        kind: How much of them is known. Where their token is lost they are in the order of the
+            batch, or mixed.
+        samples: How many there are.
+    """
+    if kind == "token":
+        return at.sample_R
+    order_R = torch.arange(len(at), device=at.sample_R.device)
+    return order_R * samples // max(1, len(at))

@@ -22,6 +22,13 @@ from noisescope.inject.calls import (
 )
 from noisescope.inject.dose import SiteRecord
 from noisescope.inject.elements import Elements, find_mask
+from noisescope.inject.operands import (
+    Disturbance,
+    disturb,
+    falls_on_inputs,
+    find_inputs,
+    no_address,
+)
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import (
     TensorMap,
@@ -33,6 +40,7 @@ from noisescope.inject.perturb import (
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.sites import Site
 from noisescope.inject.tracker import Place, is_recomputing
+from noisescope.inject.weights import DisturbedWeights
 from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 
 # Region, module, operator and index: what a Site is made of.
@@ -70,6 +78,7 @@ class Injector:
         self.seed = seed
         self.draw = draw
         self.elements = elements
+        self.weights = DisturbedWeights()
         self.records: dict[SiteKey, SiteRecord] = {}
 
     # Seeing.
@@ -101,10 +110,16 @@ class Injector:
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
         layouts = layouts_of(record.site, args, kwargs, place.rows)
-        args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), layouts)
-        result = self.perturb_output(
-            record, place.rows, function(*args, **kwargs), layouts, softmax_dim(args, kwargs)
-        )
+        if falls_on_inputs(self.error_model):
+            args, kwargs = self.disturb_inputs(
+                record, place.rows, function, (args, kwargs), layouts
+            )
+            result = function(*args, **kwargs)
+        else:
+            args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), layouts)
+            result = self.perturb_output(
+                record, place.rows, function(*args, **kwargs), layouts, softmax_dim(args, kwargs)
+            )
         return result if target is None else write(target, result)
 
     def run_attention(
@@ -126,6 +141,9 @@ class Injector:
             if not record.is_selected:
                 result: Tensor = compute(*inputs)
                 return result
+            if falls_on_inputs(self.error_model):
+                inputs, _ = self.disturb_inputs(record, rows, compute, (inputs, {}), layouts[step])
+                return compute(*inputs)  # type: ignore[no-any-return]
             inputs, _ = self.wrap_inputs(record, rows, (inputs, {}), layouts[step])
             perturbed: Tensor = self.perturb_output(
                 record, rows, compute(*inputs), layouts[step], -1
@@ -262,6 +280,34 @@ class Injector:
         noisy = add_error(output, self._perturber(record, "forward", address, mask, renormalised))
         return self._count_on_the_way_back([record], noisy)
 
+    def disturb_inputs(
+        self,
+        record: SiteRecord,
+        rows: Rows | None,
+        function: Function,
+        arguments: Arguments,
+        layouts: Layouts,
+    ) -> Arguments:
+        """Returns the arguments of a call with error on its weights or activations."""
+        own = self.error_model.at_module(record.site.module)
+
+        def address(value: Tensor, layout: Layout, word: int) -> Address:
+            if not own.is_random and layout != "keys":
+                return no_address(value)
+            return self._address(record, rows, value, word, layout, "forward")
+
+        def weight(value: Tensor, axis: int, by: ErrorModel, word: int) -> tuple[Tensor, Tensor]:
+            draw = self.draw if rows is None else rows.draw
+            return self.weights.get(value, axis, by, self.seed, draw, word)
+
+        tallies: list[Tensor] = []
+        inputs = find_inputs(function, record.site.operator, *arguments, layouts)
+        by = Disturbance(own, address, weight, tallies.append)
+        disturbed = disturb(inputs, record.site, arguments, by)
+        if tallies:
+            self.note(record, "forward", torch.stack(tallies).sum(dim=0))
+        return disturbed
+
     # Perturbing.
 
     def _address(
@@ -288,7 +334,7 @@ class Injector:
         mask: Callable[[Tensor, Address], Tensor | None] = _everything,
         renormalised: int | None = None,
     ) -> TensorMap:
-        error_model = self.error_model
+        error_model = self.error_model.at_module(record.site.module)
 
         def perturb(value: Tensor) -> Tensor:
             if value.is_sparse:

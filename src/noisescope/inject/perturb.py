@@ -14,8 +14,13 @@ from torch import Tensor
 from noisescope.noise import (
     AbsoluteGaussian,
     Address,
+    Bias,
+    BitFlips,
+    DeadZone,
     ErrorModel,
     RelativeGaussian,
+    Saturation,
+    StuckChannels,
     random_words,
     tally,
 )
@@ -24,7 +29,17 @@ from noisescope.noise.rounding import round_to
 TensorMap = Callable[[Tensor], Tensor]
 
 # Error models of which an element's error depends on no other element.
-_BY_ELEMENT: frozenset[type[ErrorModel]] = frozenset({RelativeGaussian, AbsoluteGaussian})
+_BY_ELEMENT: frozenset[type[ErrorModel]] = frozenset(
+    {
+        RelativeGaussian,
+        AbsoluteGaussian,
+        BitFlips,
+        StuckChannels,
+        DeadZone,
+        Saturation,
+        Bias,
+    }
+)
 
 
 class _AddError(torch.autograd.Function):

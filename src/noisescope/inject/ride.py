@@ -6,7 +6,7 @@ whose is told from outside, as `Span`s, and may change in the middle of a pass.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from noisescope.errors import InputError
 from noisescope.inject import attention
 from noisescope.inject.calls import (
+    Arguments,
     Function,
     Layouts,
     layouts_of,
@@ -30,6 +31,15 @@ from noisescope.inject.dose import SiteRecord
 from noisescope.inject.elements import find_mask
 from noisescope.inject.injector import for_every_sample
 from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.operands import (
+    Disturbance,
+    Input,
+    disturb,
+    falls_on_inputs,
+    find_inputs,
+    no_address,
+    rows_of_inputs,
+)
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import perturb_probabilities, perturb_rows
 from noisescope.inject.rows import Layout, Rows
@@ -37,7 +47,7 @@ from noisescope.inject.session import Session
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.models import find_regions
-from noisescope.noise import TALLY_FIELDS, Address
+from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 
 
 class RideError(RuntimeError):
@@ -162,10 +172,10 @@ class Ride:
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
         layouts = layouts_of(marks[0].record.site, args, kwargs, place.rows, self.batch)
-        output = function(*args, **kwargs)
+        piece = _Piece(place, 0, self.batch)
+        output = self._compute(piece, marks, function, (args, kwargs), layouts)
         if may_share_memory(output, (args, kwargs)):
             output = output.clone()
-        piece = _Piece(place, 0, self.batch)
         result = self._perturb(piece, marks, output, layouts, softmax_dim(args, kwargs))
         return result if target is None else write(target, result)
 
@@ -235,19 +245,88 @@ class Ride:
     def _attend(
         self, piece: _Piece, steps: Sequence[Sequence[_Mark]], args: Any, kwargs: Any
     ) -> Tensor:
-        layouts: list[Layouts] = [{"output": "keys"}, {"output": "keys"}, {}]
+        layouts: list[Layouts] = [{"output": "keys"}, {"output": "keys"}, {0: "keys"}]
 
         def run(step: int, compute: Function, *inputs: Any) -> Tensor:
             here = [m for m in steps[step] if m.record.is_selected and piece.holds(m.span)]
-            result: Tensor = self._perturb(piece, here, compute(*inputs), layouts[step], -1)
+            output = self._compute(piece, here, compute, (inputs, {}), layouts[step])
+            result: Tensor = self._perturb(piece, here, output, layouts[step], -1)
             return result
 
         return attention.attend(*args, **kwargs, run=run)
+
+    def _compute(
+        self,
+        piece: _Piece,
+        marks: Sequence[_Mark],
+        function: Function,
+        arguments: Arguments,
+        layouts: Layouts,
+    ) -> Any:
+        """Runs a call; rows whose conditions put error on its inputs run by themselves."""
+        moved = {m.span: m for m in marks if falls_on_inputs(m.session.error_model)}
+        operator = marks[0].record.site.operator if marks else ""
+        inputs = find_inputs(function, operator, *arguments, layouts) if moved else ()
+        if not inputs:
+            return function(*arguments[0], **arguments[1])
+        is_mixed = piece.place.rows is not None and piece.place.rows.is_mixed
+        if is_mixed and any(span.end - span.begin != self.batch for span in moved):
+            # Experts sort the rows that they get: each span's share of them is not in its place.
+            raise RideError(f"rows of {marks[0].record.site.name} lose their sample")
+        made = []
+        for begin, end, span in _runs(list(moved), piece.begin, piece.end):
+            own = rows_of_inputs(
+                inputs, arguments, begin - piece.begin, end - piece.begin, piece.end - piece.begin
+            )
+            if own is None:
+                raise RideError(f"the inputs of {operator} are not of a batch of {self.batch} rows")
+            if span is not None:
+                own = self._disturb(piece, moved[span], inputs, own)
+            made.append(function(*own[0], **own[1]))
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _disturb(
+        self, piece: _Piece, mark: _Mark, inputs: Sequence[Input], own: Arguments
+    ) -> Arguments:
+        """Returns the arguments of one span's rows with error on its inputs."""
+        span, session, record = mark.span, mark.session, mark.record
+        error_model = session.error_model.at_module(record.site.module)
+
+        def address(value: Tensor, layout: Layout, word: int) -> Address:
+            if not error_model.is_random and layout != "keys":
+                return no_address(value)
+            rows = span.rows
+            if rows is None or (piece.place.rows is not None and piece.place.rows.is_mixed):
+                if piece.place.rows is None:
+                    raise RideError("the pass has no rows")
+                rows = piece.place.rows.part(span.begin, span.end)
+            at, kind = rows.address(value, record.site.operator, layout, word)
+            return self._checked(mark, at, kind)
+
+        def weight(value: Tensor, axis: int, by: ErrorModel, word: int) -> tuple[Tensor, Tensor]:
+            return session.weights.get(value, axis, by, session.seed, span.draw, word)
+
+        tallies: list[Tensor] = []
+        by = Disturbance(error_model, address, weight, tallies.append)
+        disturbed = disturb(inputs, record.site, own, by)
+        if tallies:
+            _note(record, torch.stack(tallies).sum(dim=0))
+        return disturbed
+
+    def _checked(self, mark: _Mark, at: Address, kind: str) -> Address:
+        """Notes how much is known of a span's rows, and gives them its seed and draw."""
+        span, record = mark.span, mark.record
+        if kind == "row" and span.end - span.begin != self.batch:
+            raise RideError(f"rows of {record.site.name} lose their sample")
+        if kind != "token" and record.rows != "row":
+            record.rows = kind
+        return at.rows(0, len(at), mark.session.seed, span.draw)
 
     def _perturb(
         self, piece: _Piece, marks: Sequence[_Mark], output: Any, layouts: Layouts, dim: int
     ) -> Any:
         """Adds each condition's error to its own rows of an output; of several, to the first."""
+        marks = [m for m in marks if not falls_on_inputs(m.session.error_model)]
         if isinstance(output, tuple) and output:
             return (self._perturb(piece, marks, output[0], layouts, dim), *output[1:])
         if not isinstance(output, Tensor) or not output.is_floating_point() or not marks:
@@ -278,7 +357,8 @@ class Ride:
         layouts: Layouts,
         dim: int,
     ) -> Tensor:
-        record, error_model = mark.record, mark.session.error_model
+        record = mark.record
+        error_model = mark.session.error_model.at_module(record.site.module)
         layout = layouts.get("output", "channels")
         rows, is_own = self._rows_at(piece, mark)
         known = own if is_own else output
@@ -306,20 +386,26 @@ class Ride:
         """Returns where the rows of one span lie."""
         span, record = mark.span, mark.record
         at, kind = rows.address(known, record.site.operator, layout, record.site.word)
-        begin, end = 0, len(at)
         if not is_own:
             each = len(at) // (piece.end - piece.begin)
-            begin, end = ((n - piece.begin) * each for n in (span.begin, span.end))
-        if kind == "row" and span.end - span.begin != self.batch:
-            raise RideError(f"rows of {record.site.name} lose their sample")
-        if kind != "token" and record.rows != "row":
-            record.rows = kind
-        return at.rows(begin, end, mark.session.seed, span.draw)
+            at = at.rows(*((n - piece.begin) * each for n in (span.begin, span.end)))
+        return self._checked(mark, at, kind)
 
 
 def _note(record: SiteRecord, tally: Tensor) -> None:
     record.forward += 1
     record.add("forward", tally)
+
+
+def _runs(spans: Sequence[Span], begin: int, end: int) -> Iterator[tuple[int, int, Span | None]]:
+    """Yields the rows begin..end-1 span by span, and those between spans."""
+    for span in sorted(spans, key=lambda s: s.begin):
+        if begin < span.begin:
+            yield begin, span.begin, None
+        yield span.begin, span.end, span
+        begin = span.end
+    if begin < end:
+        yield begin, end, None
 
 
 def _segments(apart: Sequence[Span] | set[Span], batch: int) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from noisescope.inject.dose import Dose, SiteRecord
 from noisescope.inject.fired import check_fired
 from noisescope.inject.injector import Injector, SiteKey
 from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.operands import check_operands, reaches
 from noisescope.inject.selection import (
     Selection,
     check_attention,
@@ -26,8 +27,10 @@ from noisescope.inject.selection import (
     make_selection,
     selected_regions,
 )
+from noisescope.inject.sites import Site
 from noisescope.inject.tokens import TokenReader, check_names
 from noisescope.inject.tracker import Place, Tracker
+from noisescope.inject.weights import DisturbedWeights
 from noisescope.inject.witness import Witness
 from noisescope.models import find_regions
 from noisescope.noise import ErrorModel, flat_address
@@ -55,6 +58,7 @@ class Session:
                 "DataParallel runs copies of the model in threads, where samples cannot be told "
                 "apart: give its .module, or use DistributedDataParallel."
             )
+        check_operands(error_model, selection)
         self.model = model
         self.selection = selection
         self.attest = attest
@@ -66,7 +70,7 @@ class Session:
         if not error_model.is_null:
             check_attention(selection, model, holders)
         self._injector = Injector(
-            error_model, selection.phases, selection.includes, seed, draw, selection.elements
+            error_model, selection.phases, self.includes, seed, draw, selection.elements
         )
         self._reader = TokenReader(seed, draw)
         self._tracker = Tracker(self, self._reader)
@@ -95,6 +99,19 @@ class Session:
     def draw(self, draw: int) -> None:
         flat_address(self.seed, draw, site=0, rows=0)
         self._reader.draw = self._injector.draw = draw
+
+    @property
+    def weights(self) -> DisturbedWeights:
+        """Copies of weights that the error falls on; sessions on one model may share them."""
+        return self._injector.weights
+
+    @weights.setter
+    def weights(self, weights: DisturbedWeights) -> None:
+        self._injector.weights = weights
+
+    def includes(self, site: Site) -> bool:
+        """Tells whether a site of a selected region is meant, and the error can fall on it."""
+        return self.selection.includes(site) and reaches(self.error_model, site)
 
     def name_samples(self, names: Sequence[str | int] | None) -> None:
         """Names the sample of each row of the coming forward passes; None: by their own tokens.
@@ -250,7 +267,9 @@ def inject(
 
     Args:
         model: Any module; a Hugging Face language model has layers to select.
-        error_model: What is added, e.g. ``RelativeGaussian(0.05)``.
+        error_model: What is added, e.g. ``RelativeGaussian(0.05)``; or what is done to weights and
+            activations, e.g. ``RoundTo("mxfp4", "weights")``: they are rounded before they meet,
+            at operators that are products, and the weights themselves are never written.
         layers: Layer numbers and region names (`embed`, `norm`, `head`); None: everywhere.
         operators: Names out of `OPERATORS`; None: all.
         modules: Patterns on dotted module names: ``"mlp.down_proj"``, ``"*.q_proj"``; None: all.

@@ -15,20 +15,45 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from noisescope.errors import InputError
 from noisescope.inject import attention
-from noisescope.inject.calls import Function, layouts_of, out_of_place, softmax_dim, write
+from noisescope.inject.calls import (
+    Arguments,
+    Function,
+    Layouts,
+    layouts_of,
+    out_of_place,
+    softmax_dim,
+    write,
+)
 from noisescope.inject.effects import SiteEffect, effect_of
 from noisescope.inject.injector import SiteKey, for_every_sample
+from noisescope.inject.input_effects import (
+    WeightCall,
+    activation_effect,
+    ends_of,
+    watched_inputs,
+    weight_effect,
+)
 from noisescope.inject.mode import OperatorMode, remove_mode
+from noisescope.inject.operands import (
+    Input,
+    falls_on_inputs,
+    find_inputs,
+    reaches_operator,
+    value_of,
+)
 from noisescope.inject.operators import Spelling
 from noisescope.inject.residual import watch_residuals
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
+from noisescope.inject.weights import DisturbedWeights
 from noisescope.models import find_regions
 from noisescope.noise import ErrorModel
 
 _KEYS: tuple[Layout, ...] = ("keys", "keys", "channels")
+_KEYS_OF_INPUTS: tuple[Layouts, ...] = ({}, {}, {0: "keys"})
 
 
 class Overwritten(RuntimeError):
@@ -57,6 +82,10 @@ class Watch:
         self.error_models = tuple(error_models)
         self.copies = copies
         self.operators = None if operators is None else frozenset(operators)
+        self.weights = DisturbedWeights()
+        self._is_of_inputs = any(falls_on_inputs(e) for e in self.error_models)
+        if len({e.operands for e in self.error_models}) > 1:
+            raise InputError("error models of one watch fall on one thing: outputs, or inputs")
         self.seen: dict[SiteKey, bool] = {}  # watched ones; whether a gradient can reach it
         self.boundaries: dict[SiteKey, None] = {}  # of layers, where the residual stream is watched
         self.rows: Rows | None = None  # of the pass, where the pass itself does not tell
@@ -114,6 +143,9 @@ class Watch:
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
         site = _SiteLike(spelling.operator, key[3])
         layouts = layouts_of(site, args, kwargs, self._rows(place))  # type: ignore[arg-type]
+        if self._is_of_inputs:
+            result = self._run_on_inputs(self._rows(place), key, function, (args, kwargs), layouts)
+            return result if target is None else write(target, result)
         dim = softmax_dim(args, kwargs) if spelling.operator == "softmax" else None
         layout = layouts.get("output", "channels")
         result = self._watch(place, key, function(*args, **kwargs), layout, dim)
@@ -129,6 +161,11 @@ class Watch:
         rows = self._rows(place)
 
         def run(step: int, compute: Function, *inputs: Any) -> Tensor:
+            if self._is_of_inputs and self._is_watched(keys[step][2]):
+                made: Tensor = self._run_on_inputs(
+                    rows, keys[step], compute, (inputs, {}), _KEYS_OF_INPUTS[step]
+                )
+                return made
             output: Tensor = compute(*inputs)
             if not self._is_watched(keys[step][2]):
                 return output
@@ -171,12 +208,16 @@ class Watch:
 
     def _see(self, place: Place, operator: str) -> SiteKey:
         key = (place.region, place.module, operator, place.next_index(operator))
-        if self.operators is None or operator in self.operators:
+        if self._is_meant(operator):
             self.seen.setdefault(key, False)
         return key
 
     def _is_watched(self, operator: str) -> bool:
-        return torch.is_grad_enabled() and (self.operators is None or operator in self.operators)
+        return torch.is_grad_enabled() and self._is_meant(operator)
+
+    def _is_meant(self, operator: str) -> bool:
+        is_named = self.operators is None or operator in self.operators
+        return is_named and all(reaches_operator(e, operator) for e in self.error_models)
 
     def _see_residual(self, key: SiteKey, stream: Tensor) -> None:
         """Watches the residual stream at a boundary of layers."""
@@ -201,6 +242,86 @@ class Watch:
         if not output.requires_grad:  # nothing before it can be watched
             output = _beginning(output)
         return self._passed(rows, key, output, layout, dim, is_saved=False)
+
+    def _run_on_inputs(
+        self,
+        rows: Rows | None,
+        key: SiteKey,
+        function: Function,
+        arguments: Arguments,
+        layouts: Layouts,
+    ) -> Any:
+        """Runs a call and watches what goes into it."""
+        inputs = find_inputs(function, key[2], *arguments, layouts)
+        operands = self.error_models[0].operands
+
+        def watch(value: Tensor, one: Input) -> Tensor:
+            def note(x: Tensor, gradient: Tensor) -> None:
+                self._note_activation(rows, key, x, gradient, one)
+
+            if not value.requires_grad:
+                value = _beginning(value)
+            elif self.copies:
+                value = value.clone()
+            passed: Tensor = _Watched.apply(value, note)  # type: ignore[no-untyped-call]
+            return passed
+
+        weight = next((one for one in inputs if one.role == "weights"), None)
+        if weight is not None and "weights" in operands:
+            args, kwargs = arguments
+            first = value_of(inputs[inputs.index(weight) - 1].key, args, kwargs)
+            call = WeightCall(
+                first.clone() if self.copies else first,
+                value_of(weight.key, args, kwargs),
+                weight.axis,
+                ends_of(kwargs, args) if key[2] == "linear" else None,
+                self.weights,
+            )
+        if "activations" in operands:
+            arguments = watched_inputs(inputs, arguments, watch)
+        output = function(*arguments[0], **arguments[1])
+        self.seen[key] = bool(inputs)
+        if weight is None or "weights" not in operands:
+            return output
+        if key[0] == "embed":
+            output = for_every_sample(output, rows)
+        if not output.requires_grad:
+            output = _beginning(output)
+        elif output._is_view():
+            output = _without_base(output)  # see `_passed`
+        output.register_hook(lambda gradient: self._note_weight(rows, key, call, gradient))
+        return output
+
+    @torch.no_grad()
+    def _note_activation(
+        self, rows: Rows | None, key: SiteKey, value: Tensor, gradient: Tensor, one: Input
+    ) -> None:
+        if one.axis == -2:
+            value, gradient = value.transpose(-2, -1), gradient.transpose(-2, -1)
+        grouped = self._group(rows, value.device)
+        at, kind = grouped.address(value, key[2], one.layout, 0)
+        many = len(self._class_BT) if self._class_BT is not None else 1
+        effect = activation_effect(value, gradient, self.error_models, at, kind, many, one.layout)
+        self._keep(key, effect)
+
+    @torch.no_grad()
+    def _note_weight(
+        self, rows: Rows | None, key: SiteKey, call: WeightCall, gradient: Tensor
+    ) -> None:
+        if call.is_overwritten:
+            raise Overwritten(f"the input of {':'.join(map(str, key))} is written into after it")
+        grouped = self._group(rows, gradient.device)
+        at, kind = grouped.address(gradient, key[2], "channels", 0)
+        many = len(self._class_BT) if self._class_BT is not None else 1
+        self._keep(key, weight_effect(call, gradient, self.error_models, at, kind, many))
+
+    def _keep(self, key: SiteKey, effect: SiteEffect) -> None:
+        """Adds an effect to those of its site."""
+        held = self._effects.get(key)
+        if held is None:
+            self._effects[key] = effect
+        else:
+            held.add(effect)
 
     def _passed(
         self,
@@ -274,11 +395,7 @@ class Watch:
             is_keys=layout == "keys",
             softmax_dim=dim,
         )
-        held = self._effects.get(key)
-        if held is None:
-            self._effects[key] = effect
-        else:
-            held.add(effect)
+        self._keep(key, effect)
 
     def _group(self, rows: Rows | None, device: torch.device) -> Rows:
         """Returns rows whose samples are numbered by the batch and whose positions are classes."""
@@ -333,5 +450,11 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.note(*ctx.saved_tensors, gradient)
+        try:
+            saved = ctx.saved_tensors
+        except RuntimeError as error:
+            if "inplace operation" in str(error):
+                raise Overwritten("an input is written into after it was read") from error
+            raise
+        ctx.note(*saved, gradient)
         return gradient, None

@@ -10,6 +10,8 @@ import psutil
 import torch
 
 GIB = 1 << 30
+# A share of the memory beside the model is for disturbed copies of its weights.
+WEIGHTS_SHARE = 4
 # Of what is free: others use the machine too, and allocators waste some.
 _SHARE_OF_FREE = 0.5
 _MOST_ROWS = 1024

@@ -16,8 +16,14 @@ from noisescope.inject.effects import SiteEffect
 from noisescope.inject.injector import SiteKey
 from noisescope.inject.operators import check_operators
 from noisescope.inject.watch import Overwritten, Watch
+from noisescope.inject.weights import DisturbedWeights
 from noisescope.measure.gradients import Draws, Effects, backward_effects
-from noisescope.measure.memory import GIB, is_out_of_memory, rows_of_profiling
+from noisescope.measure.memory import (
+    GIB,
+    WEIGHTS_SHARE,
+    is_out_of_memory,
+    rows_of_profiling,
+)
 from noisescope.measure.score import make_sequences
 from noisescope.measure.seeds import ESTIMATORS, Estimator
 from noisescope.measure.taken_apart import TakenApart
@@ -156,6 +162,7 @@ class _Passes:
         self.apart, self.texts, self.error_models = apart, texts, tuple(error_models)
         self.seed, self.options, self.context_length = seed, options, context_length
         self.gib = gib
+        self.weights = DisturbedWeights(int(gib * GIB / WEIGHTS_SHARE))
         longest = max(len(p) + len(a) for p, a in zip(texts.prompts, texts.answers, strict=True))
         rows = rows_of_profiling(apart.model, longest, gib)
         alone = apart.minds_length or apart.has_experts
@@ -195,6 +202,7 @@ class _Passes:
             with Watch(
                 self.apart.model, self.error_models, self.copies, self.options.operators
             ) as watch:
+                watch.weights = self.weights
                 found = backward_effects(
                     self.apart,
                     watch,

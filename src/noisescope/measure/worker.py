@@ -13,10 +13,13 @@ import torch
 
 from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.inject import RideError, Session
+from noisescope.inject.weights import DisturbedWeights
 from noisescope.measure.attest import check_arrived
 from noisescope.measure.conditions import Condition
 from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, Tell, decode
 from noisescope.measure.memory import (
+    GIB,
+    WEIGHTS_SHARE,
     default_gib,
     is_out_of_memory,
     rows_at_hand,
@@ -82,6 +85,7 @@ class Worker:
         self._sessions: dict[str, Session] = {}  # made at first use: there may be hundreds
         self._clean = {name: tuple(ids) for name, ids in (clean_answers or {}).items()}
         self._gib = plan.memory_gib or default_gib(loaded.model)
+        self._weights = DisturbedWeights(int(self._gib * GIB / WEIGHTS_SHARE))
         self._apart = TakenApart(loaded.model)
         self._arrived = set(arrived)
         self._is_told = False
@@ -177,13 +181,15 @@ class Worker:
         """Returns the session of a condition; its records are those of the unit in hand."""
         if name not in self._sessions:
             given = self._conditions[name]
-            self._sessions[name] = Session(
+            session = Session(
                 self._loaded.model,
                 given.error_model,
                 given.selection,
                 self._plan.seed,
                 attest=False,
             )
+            session.weights = self._weights
+            self._sessions[name] = session
         return self._sessions[name]
 
     def _make_smaller(self, error: RuntimeError | MemoryError) -> None:

@@ -3,6 +3,7 @@
 These are the public names. Importing the package changes nothing: no patch, no seed, no log.
 """
 
+from noisescope.assignment import Assignment
 from noisescope.capture import ActivationCapture
 from noisescope.diagnose import (
     IntegratedDiagnostic,
@@ -11,6 +12,7 @@ from noisescope.diagnose import (
     diagnose_model,
     diagnose_operators,
     diagnose_sites,
+    recommend_formats,
 )
 from noisescope.errors import (
     DoseError,
@@ -20,9 +22,23 @@ from noisescope.errors import (
     NoisescopeWarning,
     SelectionError,
 )
+from noisescope.export import export_files
 from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, inject
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
-from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian
+from noisescope.noise import (
+    AbsoluteGaussian,
+    Bias,
+    BitFlips,
+    DeadZone,
+    ErrorModel,
+    Format,
+    RelativeGaussian,
+    RoundModules,
+    RoundTo,
+    Saturation,
+    StuckChannels,
+    make_format,
+)
 from noisescope.profile import Profile
 from noisescope.report import result_of, write_report
 from noisescope.study import Diagnosis, Margins
@@ -33,11 +49,16 @@ __all__ = [
     "OPERATORS",
     "AbsoluteGaussian",
     "ActivationCapture",
+    "Assignment",
+    "Bias",
+    "BitFlips",
+    "DeadZone",
     "Diagnosis",
     "Dose",
     "DoseError",
     "DoseWarning",
     "ErrorModel",
+    "Format",
     "InputError",
     "IntegratedDiagnostic",
     "LoadedModel",
@@ -46,21 +67,28 @@ __all__ = [
     "NoisescopeWarning",
     "Profile",
     "RelativeGaussian",
+    "RoundModules",
+    "RoundTo",
     "Sample",
+    "Saturation",
     "SelectionError",
     "Session",
     "Site",
+    "StuckChannels",
     "Task",
     "diagnose_channels",
     "diagnose_layers",
     "diagnose_model",
     "diagnose_operators",
     "diagnose_sites",
+    "export_files",
     "fingerprint",
     "inject",
     "load_model",
     "load_task",
+    "make_format",
     "make_task",
+    "recommend_formats",
     "register_family",
     "result_of",
     "token_task",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from noisescope.cli import options as o
-from noisescope.noise import ErrorModel, make_error_model
+from noisescope.errors import InputError
+from noisescope.noise import ErrorModel, RoundTo, make_error_model
 from noisescope.study import Margins
 from noisescope.tasks import Task, load_task
 
 _Given = TypeVar("_Given")
+_SCALE, _ERROR_TYPE = 0.05, "relative_gaussian"
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class RunOptions:
     model: o.Model
     data: o.Data
     tokenizer: o.Tokenizer = None
-    noise_scale: o.Scale = 0.05
-    error_type: o.ErrorType = "relative_gaussian"
+    noise_scale: o.Scale = None
+    error_type: o.ErrorType = None
+    format: o.Format = None
+    operand: o.Operand = None
     samples: o.Samples = 50
     seed: o.Seed = 0
     dtype: o.Dtype = None
@@ -42,8 +46,31 @@ class RunOptions:
         o.check_memory(self.memory_gib)
 
     def error_model(self) -> ErrorModel:
-        """Returns what is added."""
-        return make_error_model(self.error_type, self.noise_scale)
+        """Returns what is added, or done to weights and activations.
+
+        Raises:
+            InputError: An option that does not go with another, or out of range.
+        """
+        return self._error_model("nearest")
+
+    def _error_model(self, rounding: str) -> ErrorModel:
+        if self.format is None:
+            if self.operand is not None:
+                raise InputError(
+                    f"--operand {self.operand}: it tells what a format rounds; give --format, too"
+                )
+            scale = _SCALE if self.noise_scale is None else self.noise_scale
+            return make_error_model(self.error_type or _ERROR_TYPE, scale, rounding)  # type: ignore[arg-type]
+        for option, value in (
+            ("--noise-scale", self.noise_scale),
+            ("--error-type", self.error_type),
+        ):
+            if value is not None:
+                raise InputError(
+                    f"{option} {value} with --format {self.format}: a format is an error of its "
+                    "own; leave one of them out"
+                )
+        return RoundTo(self.format, self.operand or "both", rounding)  # type: ignore[arg-type]
 
     def task(self) -> Task:
         """Reads the samples."""
@@ -69,8 +96,12 @@ class StudyOptions(RunOptions):
         o.check_margins(self.accuracy_margin, self.kl_margin)
 
     def error_model(self) -> ErrorModel:
-        """Returns what is added."""
-        return make_error_model(self.error_type, self.noise_scale, self.rounding)  # type: ignore[arg-type]
+        """Returns what is added, or done to weights and activations.
+
+        Raises:
+            InputError: An option that does not go with another, or out of range.
+        """
+        return self._error_model(self.rounding)
 
     def measuring(self) -> dict[str, Any]:
         """Returns how it is measured, as `diagnose.Options` names it."""

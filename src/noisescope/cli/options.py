@@ -19,9 +19,30 @@ Model = Annotated[str, typer.Option(help="Directory of a Hugging Face model (saf
 Data = Annotated[str, typer.Option(help="Questions: .parquet, GSM8K .jsonl, or a plain .txt.")]
 Tokenizer = Annotated[str | None, typer.Option(help="Directory of the tokenizer, if elsewhere.")]
 Scale = Annotated[
-    float, typer.Option(help="Standard deviation of the error, relative to each value by default.")
+    float | None,
+    typer.Option(
+        help="Standard deviation of the error, relative to each value by default; 0.05 if unset. "
+        "Of a fault its rate, share, threshold, limit or offset."
+    ),
 ]
-ErrorType = Annotated[str, typer.Option(help="relative_gaussian or absolute_gaussian.")]
+ErrorType = Annotated[
+    str | None,
+    typer.Option(
+        help="relative_gaussian (if unset), absolute_gaussian, or a fault: bit_flips, "
+        "stuck_channels, dead_zone, saturation, bias."
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="In place of noise, rounding to a format: mxfp4, nvfp4, fp8_e4m3, int4_g32."),
+]
+Operand = Annotated[
+    str | None,
+    typer.Option(
+        help="What --format rounds: weights, activations, both (if unset), or output: what "
+        "operators give."
+    ),
+]
 Rounding = Annotated[str, typer.Option(help="nearest or stochastic.")]
 Operators = Annotated[
     str, typer.Option(help=f"core, all, or names joined by commas: {', '.join(OPERATORS)}.")

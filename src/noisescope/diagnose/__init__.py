@@ -8,6 +8,7 @@ from noisescope.diagnose.kinds import (
     diagnose_sites,
     probe,
 )
+from noisescope.diagnose.recommend import recommend_formats
 from noisescope.diagnose.whole import diagnose_channels, diagnose_model
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "diagnose_operators",
     "diagnose_sites",
     "probe",
+    "recommend_formats",
 ]

@@ -112,6 +112,10 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         StudyInterrupted: Ctrl-C was pressed; what is measured is kept.
     """
     plan = options.plan(question.conditions)
+    if options.draws > 1 and not question.error_model.is_random:
+        raise InputError(
+            f"draws {options.draws}: this error is the same in every draw; leave draws at 1"
+        )
     if options.extend and options.out is None:
         raise InputError("extend=True needs out: the directory of the study that is to grow")
     asked = _study_plan(question, loaded, task, options, plan)
@@ -255,6 +259,7 @@ def _study_plan(
     dtype, device = str(loaded.dtype).removeprefix("torch."), str(loaded.device)
     max_new_tokens = task.max_new_tokens if task.is_generative else None
     operators = list(question.operators)
+    own = {k: v for k, v in error.items() if k not in ("scale", "rounding")}
     notes = [*loaded.notes, *task.notes, *question.notes]
     if uses_plain_prompt(task, loaded.tokenizer):
         notes.append(PLAIN_PROMPT_NOTE)
@@ -281,6 +286,7 @@ def _study_plan(
             "--device": device,
             "--max-new-tokens": max_new_tokens,
             "scoring": scoring_of(task),
+            **({"error": own} if own else {}),
             **question.settings,
         },
         scope=question.scope,
@@ -306,6 +312,8 @@ def _study_plan(
             "operators": operators,
             "regions": list(_regions(question)),
             "among": None if question.among is None else list(question.among),
+            "source": dict(options.source or {}),
+            "is_random": question.error_model.is_random,
             "ends_answers": loaded.model.can_generate() and bool(end_tokens(loaded.model)),
             "notes": notes,
         },

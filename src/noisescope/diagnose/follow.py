@@ -77,14 +77,15 @@ class Follow:
         question = self.question
         if not question.is_predicted or question.error_model.is_null:
             return None
+        profiled = question.profiled or (question.error_model,)
         try:
-            question.error_model.mean_square(torch.ones(1))
+            for error_model in profiled:
+                error_model.mean_square(torch.ones(1))
         except InputError as error:
             warnings.warn(f"nothing is predicted: {error}", NoisescopeWarning, stacklevel=6)
             return None
         return kept_or_made(
-            self.study,
-            lambda: self.worker.profile([question.error_model], question.profile_options),
+            self.study, lambda: self.worker.profile(profiled, question.profile_options)
         )
 
     def _carry_out(self, step: Step, name: str, scene: Scene) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from noisescope.diagnose.whole import diagnose_model
 from noisescope.errors import InputError
 from noisescope.models import LoadedModel, in_eval_mode, in_memory, load_model
-from noisescope.noise import make_error_model
+from noisescope.noise import ErrorModel, make_error_model
 from noisescope.report import verdict, write_report
 from noisescope.study import Diagnosis
 from noisescope.tasks import MAX_NEW_TOKENS, Sample, Task, load_task, make_task
@@ -33,7 +33,8 @@ class IntegratedDiagnostic:
         tokenizer: The tokenizer of a model in memory, or the directory of one; None: the one beside
             the model, if it has one.
         noise_scale: Standard deviation of the error, relative to each value by default.
-        error_type: `relative_gaussian` or `absolute_gaussian`.
+        error_type: `relative_gaussian`, `absolute_gaussian`, or a fault; see `make_error_model`.
+        error_model: In place of both, such as ``RoundTo("mxfp4", "both")``.
         operators: `core`, `all`, or names.
         window: Layers per window; None: 3, or fewer of a small model.
         stride: Layers between starts; None: the window.
@@ -55,6 +56,7 @@ class IntegratedDiagnostic:
         *,
         noise_scale: float = 0.05,
         error_type: str = "relative_gaussian",
+        error_model: ErrorModel | None = None,
         operators: str | Sequence[str] = "all",
         window: int | None = None,
         stride: int | None = None,
@@ -65,7 +67,7 @@ class IntegratedDiagnostic:
         out: Path | str | None = None,
         **options: Any,
     ) -> None:
-        self.error_model = make_error_model(error_type, noise_scale)
+        self.error_model = error_model or make_error_model(error_type, noise_scale)
         self.loaded = _loaded(model, tokenizer)
         self._asked = {
             "operators": operators,

@@ -12,7 +12,8 @@ from noisescope.diagnose.choices import choose_parts, choose_sites
 from noisescope.diagnose.question import Question, Step
 from noisescope.errors import InputError, SelectionError
 from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
-from noisescope.inject.probe import list_sites, resolve_operators
+from noisescope.inject.operands import reaches_operator
+from noisescope.inject.probe import PRESETS, list_sites, resolve_operators
 from noisescope.measure import Condition, layer_windows, window_name
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
@@ -62,7 +63,7 @@ def diagnose_layers(
     windows = windows_of(n_layers, window, stride)
     steps, settings = _layer_steps(scales, until, chosen, task.is_generative)
     inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
-    wanted = resolve(operators, inside)
+    wanted = resolve(operators, inside, error_model)
     conditions = tuple(
         Condition(
             window_name(layers),
@@ -104,7 +105,7 @@ def diagnose_operators(
     """
     chosen = Options(**options)
     chosen.plan()
-    wanted = resolve(operators, probe(loaded, task))
+    wanted = resolve(operators, probe(loaded, task), error_model)
     core = tuple(name for name in CORE_OPERATORS if name in wanted)
     sets: dict[str, tuple[str, ...]] = {name: (name,) for name in wanted}
     if len(wanted) > 1 and not chosen.search:
@@ -144,7 +145,7 @@ def diagnose_sites(
     chosen = Options(**options)
     chosen.plan()
     records = probe(loaded, task)
-    wanted = resolve(operators, records)
+    wanted = resolve(operators, records, error_model)
     places = dict.fromkeys(
         (r.site.region, r.site.module, r.site.operator)
         for r in records
@@ -215,11 +216,28 @@ def _uncovered_note(windows: Sequence[Sequence[int]], n_layers: int) -> tuple[st
     return (f"layers in no window: {', '.join(map(str, left))}",) if left else ()
 
 
-def resolve(operators: str | Sequence[str], records: Sequence[SiteRecord]) -> tuple[str, ...]:
-    """Returns the operators that are meant, all of which run somewhere."""
+def resolve(
+    operators: str | Sequence[str], records: Sequence[SiteRecord], error_model: ErrorModel
+) -> tuple[str, ...]:
+    """Returns the operators that are meant, all of which run somewhere.
+
+    Of a preset, those that the error can fall on; one that is named must be one of them.
+    """
     if not operators:
         raise SelectionError("operators=[] selects nothing: name some, or give 'core' or 'all'.")
-    return resolve_operators(operators, records)
+    reached = [r for r in records if reaches_operator(error_model, r.site.operator)]
+    if isinstance(operators, str) and operators.strip() in PRESETS and reached:
+        return resolve_operators(operators, reached)
+    wanted = resolve_operators(operators, records)
+    for name in wanted:
+        if not reaches_operator(error_model, name):
+            able = ", ".join(dict.fromkeys(r.site.operator for r in reached)) or "none"
+            what = " and ".join(sorted(error_model.operands))
+            raise SelectionError(
+                f"operator {name!r} has no {what} that are rounded: those that do are {able}; "
+                "name some of these, or round its output (--operand output)"
+            )
+    return wanted
 
 
 def _operators_in(

@@ -49,6 +49,7 @@ class Question:
         is_predicted: Whether a profile is made.
         profile_options: How far it goes.
         settings: Options that the steps' numbers depend on, by the name the user knows them by.
+        profiled: Error models that the profile tells of; none: `error_model` alone.
     """
 
     kind: str
@@ -65,3 +66,4 @@ class Question:
     is_predicted: bool = False
     profile_options: ProfileOptions = field(default_factory=ProfileOptions)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    profiled: tuple[ErrorModel, ...] = ()

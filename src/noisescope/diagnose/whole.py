@@ -14,7 +14,9 @@ from noisescope.diagnose.choices import choose_blamed, choose_parts, choose_site
 from noisescope.diagnose.kinds import probe, resolve, windows_of
 from noisescope.diagnose.question import Question, Step
 from noisescope.diagnose.scene import Scene
+from noisescope.errors import InputError
 from noisescope.inject import make_selection
+from noisescope.inject.operands import falls_on_inputs
 from noisescope.measure import Condition, window_name
 from noisescope.models import LoadedModel, find_regions
 from noisescope.noise import ErrorModel
@@ -57,7 +59,7 @@ def diagnose_model(
     chosen.plan()
     given = given_scales(scales)
     records = probe(loaded, task)
-    wanted = resolve(operators, records)
+    wanted = resolve(operators, records, error_model)
     sites = tuple(record.site for record in records)
     scene = Scene(error_model, wanted, sites, {}, (), None)
     n_layers = find_regions(loaded.model).n_layers
@@ -84,7 +86,7 @@ def diagnose_model(
             Step(PARTS, choose_parts),
             Step(SITES, choose_sites),
             *avalanche_steps(given, until, is_chosen=True, has_answers=task.is_generative),
-            Step(CHANNELS, choose_channels, needs_outliers=True),
+            *_channel_steps(error_model),
             Step(BLAME, choose_blamed, generates=None),
         ),
         is_predicted=True,
@@ -106,18 +108,31 @@ def diagnose_channels(
     """
     chosen = Options(**{**options, "predict": True})
     chosen.plan()
+    steps = _channel_steps(error_model)
+    if not steps:
+        raise InputError(
+            "channels restrict the outputs of operators, and this error falls on what goes in: "
+            "give noise, or a format with --operand output"
+        )
     records = probe(loaded, task)
     question = Question(
         kind="channels",
         conditions=(),
         error_model=error_model,
-        operators=resolve("linear", records),
+        operators=resolve("linear", records, error_model),
         config={},
         scope={},
         layers={},
         sites=tuple(record.site for record in records if record.site.operator == "linear"),
-        steps=(Step(CHANNELS, choose_channels, needs_outliers=True),),
+        steps=steps,
         is_predicted=True,
         profile_options=chosen.profile,
     )
     return carry_out(question, loaded, task, chosen)
+
+
+def _channel_steps(error_model: ErrorModel) -> tuple[Step, ...]:
+    """Returns the step that looks at channels; none for error on weights and activations."""
+    if falls_on_inputs(error_model):
+        return ()
+    return (Step(CHANNELS, choose_channels, needs_outliers=True),)

@@ -14,6 +14,7 @@ from noisescope.measure import measurement_notes
 from noisescope.records import CLEAN, Record
 from noisescope.study.findings import Findings, find
 from noisescope.study.plan import StudyPlan
+from noisescope.study.recommended import Recommendation, recommend
 from noisescope.study.searched import GIVEN_UP_NOTE, judged_on_reserve, searched_winner
 from noisescope.study.told import Told
 
@@ -47,6 +48,7 @@ class Diagnosis:
         margins: The losses that are still no harm.
         told: What the clean model told: the profile, and what its channels look like.
         findings: Prediction beside measurement, blame, and the avalanche.
+        recommendation: Of formats, where the study is about them.
     """
 
     plan: StudyPlan
@@ -58,6 +60,7 @@ class Diagnosis:
     margins: Margins = field(default_factory=Margins)
     told: Told = field(default_factory=Told)
     findings: Findings = field(default_factory=Findings)
+    recommendation: Recommendation | None = None
 
     @property
     def kind(self) -> str:
@@ -69,6 +72,24 @@ class Diagnosis:
         """What was asked, as the result file says it."""
         config: Mapping[str, Any] = self.plan.about["config"]
         return config
+
+    @property
+    def is_random(self) -> bool:
+        """Whether one draw of the error differs from another; rounding to nearest has one only."""
+        return bool(self.plan.about.get("is_random", True))
+
+    @property
+    def error_text(self) -> str:
+        """The error in words: ``RelativeGaussian 0.05``, or ``RoundTo mxfp4, both``."""
+        config = self.config
+        if config["noise_scale"] is not None:
+            return f"{config['error_model']} {config['noise_scale']:g}"
+        told = [
+            f"{value:g}" if isinstance(value, float) else str(value)
+            for name, value in config["error_parameters"].items()
+            if name != "rounding" and value not in (None, [], ())
+        ]
+        return f"{config['error_model']} {', '.join(told)}".strip()
 
     @property
     def layers(self) -> Mapping[str, Sequence[int]]:
@@ -177,6 +198,7 @@ def make_diagnosis(
         margins,
         kept,
         find(plan, records, kept, analysis.summaries),
+        recommend(plan, records, kept.profile, analysis.summaries),
     )
 
 

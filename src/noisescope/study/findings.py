@@ -278,6 +278,7 @@ def _additivity(plan: StudyPlan, table: Table, whole: str) -> Additivity | None:
             values(whole),
             table.groups(block.samples),
             {label: values(name) for label, name in others.items()},
+            is_random=bool(plan.about.get("is_random", True)),
         )
     except InputError:
         return None

@@ -10,6 +10,7 @@ PARTS = "parts"  # each region alone, all together, and all but one
 SCALES = "scales"  # the same selections at other scales
 UNTIL = "until"  # scales at which a chosen loss is looked for; one step each
 CHANNELS = "channels"  # single channels of a site, and all others of it
+FORMATS = "formats"  # assignments of formats: the recommended one, its neighbours, plain ones
 BLAME = "blame"  # the blamed sites alone, and everything but them
 
 EVERYTHING = "all"

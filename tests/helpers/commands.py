@@ -13,7 +13,7 @@ from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
 from noisescope.study.kept_profile import PROFILE as PROFILE
 
-REPORT = ("result.json", "heatmap.png")
+REPORT = ("result.json", "report.html", "figures/measures.png", "figures/measures.csv")
 # A command on what `write_small_study` writes.
 SMALL_STUDY = ("layers", "--model=llama", "--data=test.parquet", "--max-new-tokens=3")
 SMALL_STUDY += ("--device=cpu", "--window=1", "--memory-gib=1", "--noise-scale=0.2")
@@ -110,5 +110,6 @@ def refusal(capsys, *words: str) -> str:
 
 def files_of(directory: Path, names=None) -> dict[str, bytes]:
     """Returns the bytes of these files of a study, or of all but its lock."""
-    chosen = [p for p in sorted(directory.iterdir()) if p.name != "lock"]
-    return {p.name: p.read_bytes() for p in chosen if names is None or p.name in names}
+    found = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*"))}
+    chosen = {n: p for n, p in found.items() if n != "lock" and not p.is_dir()}
+    return {n: p.read_bytes() for n, p in chosen.items() if names is None or n in names}

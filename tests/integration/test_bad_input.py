@@ -66,7 +66,7 @@ def refusal(capsys, place, *words, status=2):
 
 def test_the_good_command_is_good(capsys, place):
     assert run([*GOOD, "--out=study"]) == 0
-    assert {"heatmap.png", "records.parquet", "result.json", "manifest.json"} < {
+    assert {"report.html", "records.parquet", "result.json", "manifest.json"} < {
         p.name for p in (place / "study").iterdir()
     }
 

@@ -16,7 +16,9 @@ FILES = (
     "records.parquet",
     "witnesses.json",
     "profile.safetensors",
-    "heatmap.png",
+    "report.html",
+    "figures/windows.png",
+    "figures/windows.csv",
     "manifest.json",
 )
 

@@ -122,13 +122,13 @@ def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, caps
     [
         ("finish", True),
         ("finish", False),
-        ("draw_heatmap", True),
+        ("report_files", True),
         ("print_diagnosis", True),
         ("print_diagnosis", False),
     ],
 )
 def test_ctrl_c_after_measuring_says_what_is_kept(place, monkeypatch, capsys, moment, with_out):
-    module = {"finish": Study, "draw_heatmap": output, "print_diagnosis": commands}[moment]
+    module = {"finish": Study, "report_files": output, "print_diagnosis": commands}[moment]
     words = [*GOOD, "--samples=4"] + (["--out=study"] if with_out else [])
 
     def interrupt(*given):
@@ -179,4 +179,4 @@ def test_a_closed_pipe_loses_nothing_and_is_no_traceback(place):
     with process.stderr:
         assert process.stderr.read() == ""
     assert process.wait(timeout=60) != 0
-    assert set(FINISHED) <= {p.name for p in (place / "study").iterdir()}
+    assert set(FINISHED) <= files_of(place / "study").keys()

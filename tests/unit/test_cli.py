@@ -18,13 +18,15 @@ from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.report import fresh_directory
 
 COMMANDS = ["diagnose", "layers", "operators", "channels", "profile", "sites", "show", "demo"]
+COMMANDS += ["compare"]
 STUDY_FILES = {
     "complete.json",
-    "heatmap.png",
+    "figures",
     "lock",
     "manifest.json",
     "profile.safetensors",
     "records.parquet",
+    "report.html",
     "result.json",
     "witnesses.json",
 }
@@ -62,7 +64,7 @@ def test_without_a_command_the_help_is_shown_and_the_status_is_2(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_for_every_option(command, capsys):
     assert run([command, "--help"]) == 0
-    assert "--noise-scale" in capsys.readouterr().out or command in ("sites", "show")
+    assert "--noise-scale" in capsys.readouterr().out or command in ("sites", "show", "compare")
 
 
 def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
@@ -70,7 +72,7 @@ def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
     assert run(good(model, data, "--draws=2", f"--out={out}", f"--result={result}")) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "L0" in captured.out and str(out / "result.json") in captured.out.replace("\n", "")
+    assert "L0" in captured.out and str(out / "report.html") in captured.out.replace("\n", "")
     assert {p.name for p in out.iterdir()} == STUDY_FILES
     assert (out / "result.json").read_bytes() == result.read_bytes()
     chosen = sum(len(found) for found in json.loads(result.read_text())["chosen"].values())
@@ -128,10 +130,16 @@ def test_a_whole_diagnosis_ends_with_its_verdict(model, data, tmp_path, capsys):
     assert captured.err == ""
     assert "Verdict - Noise of scale 0.2" in told and "What to do:" in told
     assert "kl=0.1 is reached" in told and "measured/predicted" in told
-    pictures = {"heatmap.png", "profile.png", "dose.png"}
-    assert {p.name for p in out.iterdir()} == STUDY_FILES | pictures | {"channels.json"}
+    assert {p.name for p in out.iterdir()} == STUDY_FILES | {"channels.json"}
+    pictures = {p.stem for p in (out / "figures").glob("*.png")}
+    assert {"map", "sites", "prediction", "dose", "windows", "operators"} < pictures
+    assert {p.stem for p in (out / "figures").glob("*.csv")} == pictures
     for name in pictures:
-        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n")
+        assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert told.endswith(
+        f"Written: {out}/report.html; beside it result.json, records.parquet and "
+        f"{len(pictures)} figures in figures."
+    )
     assert run(["show", str(out)]) == 0
     assert captured.out.split("Written:")[0] in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())

@@ -24,13 +24,17 @@ from noisescope.inject.probe import list_sites
 from noisescope.measure import ProfileOptions
 from noisescope.models import LoadedModel, load_model
 from noisescope.report import (
+    PAGE,
     check_empty,
     fresh_directory,
     write_profile_report,
     write_report,
     write_result,
 )
+from noisescope.report.figures import counted
 from noisescope.report.profile_text import print_profile
+from noisescope.report.recommendation_output import kept_recommendation
+from noisescope.report.recommendation_text import print_recommendation
 from noisescope.report.terminal import print_diagnosis, print_sites, print_state, progress_bar
 from noisescope.study import (
     Diagnosis,
@@ -175,7 +179,7 @@ def profile(
     if given.out is not None:
         check_empty("--out", given.out)
     task = given.task()
-    with _interrupts_told(None, None):
+    with interrupts_told(None, None):
         loaded = _load(given)
         with progress_bar(Console(stderr=True), "batches") as tell:
             found, about = profile_of(loaded, task, error_model, given, operators, far, tell)
@@ -199,7 +203,7 @@ def sites(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """List what can be selected: layers, modules and operators of a model."""
-    loaded = _load_from(model, None, dtype, device, trust_remote_code)
+    loaded = load_from(model, None, dtype, device, trust_remote_code)
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     length = min(8, loaded.context_length or 8)
     print_sites(Console(), list_sites(loaded.model, [i % vocabulary for i in range(length)]), full)
@@ -223,19 +227,15 @@ def show(
     state = read_study(directory)
     console = Console()
     print_state(console, state)
-    if any(record.condition in state.plan.conditions for record in state.records):
-        margins = Margins(accuracy_margin, kl_margin)
-        print_diagnosis(
-            console,
-            make_diagnosis(
-                state.plan,
-                state.records,
-                state.witnesses,
-                state.notes,
-                margins,
-                read_told(directory),
-            ),
-        )
+    if not any(record.condition in state.plan.conditions for record in state.records):
+        return
+    margins = Margins(accuracy_margin, kl_margin)
+    told = read_told(directory)
+    made = make_diagnosis(state.plan, state.records, state.witnesses, state.notes, margins, told)
+    if made.recommendation is not None:
+        print_recommendation(console, made)
+    else:
+        print_diagnosis(console, made)
 
 
 @app.command()
@@ -271,7 +271,7 @@ def _diagnose(
     o.check_until(until, task)
     if until is not None:
         asked["until"] = until
-    with _interrupts_told(given.out, given.result):
+    with interrupts_told(given.out, given.result):
         loaded = _load(given)
         with progress_bar(Console(stderr=True)) as tell:
             diagnosis = diagnose(
@@ -287,12 +287,12 @@ def _diagnose(
 
 
 def _load(given: RunOptions) -> LoadedModel:
-    return _load_from(
+    return load_from(
         given.model, given.tokenizer, given.dtype, given.device, given.trust_remote_code
     )
 
 
-def _load_from(
+def load_from(
     model: str, tokenizer: str | None, dtype: str | None, device: str | None, remote_code: bool
 ) -> LoadedModel:
     """Loads a model, telling that it does."""
@@ -303,7 +303,7 @@ def _load_from(
 
 
 @contextmanager
-def _interrupts_told(out: Path | None, result: Path | None) -> Iterator[None]:
+def interrupts_told(out: Path | None, result: Path | None) -> Iterator[None]:
     """Turns Ctrl-C into what the user should know: what is kept, and how to go on."""
     try:
         yield
@@ -322,9 +322,13 @@ def _write(diagnosis: Diagnosis, out: Path | None, result: Path | None) -> list[
     """Writes what was asked for and returns lines that say so."""
     written = []
     if out is not None:
-        first, *others = (*write_report(diagnosis, out), "records.parquet")
-        written.append(f"Written: {out / first}; beside it {', '.join(others)}.")
+        names = write_report(diagnosis, out, kept_recommendation(out))
+        figures = sum(name.endswith(".png") for name in names)
+        written.append(
+            f"Written: {out / PAGE}; beside it result.json, records.parquet and "
+            f"{counted(figures, 'figure')} in figures."
+        )
     if result is not None:
         write_result(diagnosis, result)
         written.append(f"Written: {result}")
-    return written or ["Nothing was written: --out DIR keeps the study, its result and heatmap."]
+    return written or ["Nothing was written: --out DIR keeps the study, its report and result."]

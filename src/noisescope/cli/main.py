@@ -11,6 +11,8 @@ import torch
 import typer
 from rich.console import Console
 
+import noisescope.cli.comparing
+import noisescope.cli.recommending  # noqa: F401, their commands join the others
 from noisescope.cli.commands import Interrupted, app
 from noisescope.errors import DoseWarning, NoisescopeError, NoisescopeWarning
 

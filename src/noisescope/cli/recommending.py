@@ -18,7 +18,7 @@ from noisescope.diagnose.recommend import check_formats, recommend_formats
 from noisescope.errors import InputError, near_names
 from noisescope.export import EXPORTS, export_files
 from noisescope.models import LoadedModel
-from noisescope.report.output import write_report
+from noisescope.report import PAGE, write_report
 from noisescope.report.recommendation_output import (
     BESIDE,
     exports_of,
@@ -154,8 +154,9 @@ def recommend(
         if out is None:
             typer.echo("Nothing was written: --out DIR keeps the study, report and engines' files.")
             return
-        page, *others = write_recommendation(diagnosis, out, exports)
-        typer.echo(f"Written: {out / page}; beside it {', '.join(others)}.")
+        written = write_recommendation(diagnosis, out, exports)
+        files = ", ".join(name for name in written if name.startswith("exports/"))
+        typer.echo(f"Written: {out / PAGE}; beside it result.json, figures, {files}.")
         if source.study is not None:
             _renew(source.study)
 
@@ -262,4 +263,4 @@ def _renew(study: Path) -> None:
         state.plan, state.records, state.witnesses, state.notes, told=read_told(study)
     )
     write_report(made, study, kept_recommendation(study))
-    typer.echo(f"Shown in the study's report, too: {study / 'report.html'}")
+    typer.echo(f"Shown in the study's report, too: {study / PAGE}")

@@ -15,17 +15,27 @@ from noisescope.report.output import (
     write_profile_report,
     write_report,
 )
+from noisescope.report.page import Picture, Section, Table, page_bytes, picture_files
 from noisescope.report.profile_map import draw_profile
 from noisescope.report.result import result_of, write_result
+from noisescope.report.sections import PAGE, diagnosis_sections, report_files
 
 __all__ = [
+    "PAGE",
+    "Picture",
+    "Section",
+    "Table",
     "check_empty",
     "check_output",
     "check_writable",
+    "diagnosis_sections",
     "draw_doses",
     "draw_heatmap",
     "draw_profile",
     "fresh_directory",
+    "page_bytes",
+    "picture_files",
+    "report_files",
     "result_of",
     "sentences",
     "verdict",

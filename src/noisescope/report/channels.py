@@ -1,13 +1,11 @@
 """What the terminal shows of channels: outliers, massive activations, and noise there alone."""
 
-import math
 from collections.abc import Iterator
 
 from rich.table import Table
 
-from noisescope.profile import Profile
 from noisescope.report.figures import estimate_text, number_text, per_cent, share_text, times_text
-from noisescope.report.shares import channel_kls
+from noisescope.report.shares import predicted_share
 from noisescope.report.table import Columns, fitting, plain_table
 from noisescope.study import Diagnosis
 from noisescope.study.effects import ChannelEffect
@@ -84,18 +82,3 @@ def _effects(diagnosis: Diagnosis) -> _Found:
 
 def _which(effect: ChannelEffect) -> str:
     return f"{len(effect.channels)} {'outliers' if effect.is_outlier else 'costliest'}"
-
-
-def predicted_share(profile: Profile | None, module: str, channel: int) -> tuple[float, float]:
-    """Returns the predicted KL of a channel of a module's linear output, and its share of it.
-
-    NaN where the module is no linear site, such as a whole layer, or nothing was predicted.
-    """
-    sites = profile.sites if profile is not None else ()
-    found = [s for s in sites if s.module == module and s.operator == "linear"]
-    if not found or channel >= found[0].channels_ECD.shape[-1]:
-        return math.nan, math.nan
-    by_channel = channel_kls(found[0])
-    whole = float(by_channel.sum())
-    kl = float(by_channel[channel])
-    return kl, kl / whole if whole > 0 else math.nan

@@ -54,8 +54,8 @@ def cost(diagnosis: Diagnosis) -> list[str]:
         )
     elif math.isnan(diagnosis.baseline_accuracy):
         told += "; nothing was generated, so no accuracy is known"
-    one = " One draw was measured: this realisation of the noise." if summary.draws == 1 else ""
-    return [f"{told}.{one}"]
+    one = " One draw was measured: this realisation of the noise."
+    return [f"{told}.{one if summary.draws == 1 and diagnosis.is_random else ''}"]
 
 
 def _noise(diagnosis: Diagnosis) -> str:

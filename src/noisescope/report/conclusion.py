@@ -142,6 +142,8 @@ def _open(diagnosis: Diagnosis) -> list[str]:
         ways += [f"{max(needs_draws):,} draws"] if needs_draws else []
         settle = f"; about {' and '.join(ways)} would settle it" if ways else ""
         told.append(f"Open by KL: whether {names} harm{'s' if len(open_) == 1 else ''}{settle}.")
+    if not diagnosis.is_random:
+        return told
     if draws == 1:
         told.append(
             f"One draw speaks of this realisation of the noise alone: give --draws {_FEW_DRAWS} "

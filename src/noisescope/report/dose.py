@@ -4,34 +4,98 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from noisescope.analyse import Response
-from noisescope.report.paint import FAINT, INK, WORST, drawable, new_figure, png_of, write_title
+from noisescope.analyse.dose_response import ScaleResponse
+from noisescope.report.figures import estimate_text, number_text, ratio_text
+from noisescope.report.page import Picture
+from noisescope.report.paint import (
+    DASHES,
+    INK,
+    MARKERS,
+    REST,
+    TINTS,
+    WORST,
+    drawable,
+    dress,
+    logarithmic,
+    new_figure,
+    png_of,
+    write_title,
+)
 from noisescope.study import Diagnosis
 from noisescope.study.findings import whole_of
 
-_TINTS = ("#1f5f8b", "#4d8b31", "#8a5fb0", "#c98a1b", "#3a9c9c", "#7a4a2b", "#5b6b9e", "#a0527d")
-_REST = "#b9b9b9"
-_MOST_NAMED = 8
+_MOST_NAMED = len(TINTS)
 _MOST_TICKS = 14
+_POINTS = "points: measured KL, mean and 95 % interval; faint: the predicted line c s²"
+_PLACES = {
+    "on": "on the line",
+    "above": "above the line beyond chance: errors compound",
+    "below": "below the line beyond chance",
+    "unknown": "too few data tell it from the line or not",
+}
 
 
 def draw_doses(diagnosis: Diagnosis) -> bytes:
     """Draws dose and response of all that was measured at several scales; returns a PNG."""
-    responses = diagnosis.findings.responses
+    figure, _ = _drawn(diagnosis)
+    write_title(figure.axes[0], diagnosis.config["model"], f"dose and response\n{_POINTS}")
+    return png_of(figure)
+
+
+def dose_picture(diagnosis: Diagnosis) -> Picture | None:
+    """Returns the same for the page; None where nothing was measured at several scales."""
+    if not diagnosis.findings.responses:
+        return None
+    figure, tips = _drawn(diagnosis)
+    return Picture(
+        "dose",
+        "Dose and response",
+        "Measured KL at every scale of the noise, mean and 95 % interval, with a line from point "
+        "to point; the faint straight lines are predicted, c s². Above its line, errors compound.",
+        figure,
+        tips,
+        ("noise in", "scale", "measured KL, nats per token", "low", "high",
+         "predicted KL, nats per token", "measured over predicted", "low ratio", "high ratio",
+         "beside the line"),
+        tuple(
+            (name, s.scale, s.measured.mean, s.measured.low, s.measured.high, s.predicted_nats,
+             s.ratio.mean, s.ratio.low, s.ratio.high, s.place)
+            for name, response in diagnosis.findings.responses.items()
+            for s in response.scales
+        ),
+    )  # fmt: skip
+
+
+def _drawn(diagnosis: Diagnosis) -> tuple[Figure, dict[str, str]]:
+    """Returns the figure without a title, and what its points say."""
+    responses, whole = diagnosis.findings.responses, whole_of(diagnosis.plan)
     figure = new_figure(8.4, 5.2)
     axes: Any = figure.subplots()
-    for number, (name, response) in enumerate(_ordered(responses, whole_of(diagnosis.plan))):
-        if name == whole_of(diagnosis.plan):
-            colour, label = WORST, drawable(name)
-        else:
-            is_named = number <= _MOST_NAMED
-            colour = _TINTS[(number - 1) % len(_TINTS)] if is_named else _REST
-            label = drawable(name) if is_named else "_others"
-        _draw(axes, response, colour, label)
-    _dress(axes, sorted({s.scale for r in responses.values() for s in r.scales}))
-    details = "points: measured KL, mean and 95 % interval; dashed: the predicted line c s²"
-    write_title(axes, diagnosis.config["model"], f"dose and response\n{details}")
-    return png_of(figure)
+    tips: dict[str, str] = {}
+    others = 0
+    for number, (name, response) in enumerate(_ordered(responses, whole)):
+        style = {"color": WORST, "marker": "o", "linestyle": "-", "label": drawable(name)}
+        if name != whole:
+            style = _style(others, drawable(name))
+            others += 1
+        tips |= _draw(axes, name, response, style, f"dose-{number}")
+    _scale(axes, sorted({s.scale for r in responses.values() for s in r.scales}))
+    return figure, tips
+
+
+def _style(number: int, label: str) -> dict[str, Any]:
+    """Returns colour, marker and dashes of a curve: without colours it is known all the same."""
+    if number >= _MOST_NAMED:
+        return {"color": REST, "marker": ".", "linestyle": "-", "label": f"_{label}"}
+    return {
+        "color": TINTS[number],
+        "marker": MARKERS[number],
+        "linestyle": DASHES[number % len(DASHES)],
+        "label": label,
+    }
 
 
 def _ordered(responses: Mapping[str, Response], whole: str) -> list[tuple[str, Response]]:
@@ -45,44 +109,47 @@ def _ordered(responses: Mapping[str, Response], whole: str) -> list[tuple[str, R
     return found
 
 
-def _draw(axes: Any, response: Response, colour: str, label: str) -> None:
+def _draw(
+    axes: Any, name: str, response: Response, style: dict[str, Any], gid: str
+) -> dict[str, str]:
     """Draws one curve and its line; what a logarithm cannot show is left out."""
     points = [s for s in response.scales if s.measured.mean > 0]
-    if points:
-        scales, means = [s.scale for s in points], [s.measured.mean for s in points]
-        axes.plot(scales, means, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
-    known = [s for s in points if s.measured.is_known]
-    if known:
-        means = [s.measured.mean for s in known]
-        # An interval that reaches zero is drawn down to a hundredth of its mean.
-        down = [s.measured.mean - max(s.measured.low, s.measured.mean / 100) for s in known]
-        up = [s.measured.high - s.measured.mean for s in known]
-        where = [s.scale for s in known]
-        axes.errorbar(
-            where, means, [down, up], fmt="none", ecolor=colour, elinewidth=0.9, capsize=2
-        )
+    colour = style["color"]
     line = [(s.scale, s.predicted_nats) for s in response.scales if s.predicted_nats > 0]
     if line:
-        axes.plot(*zip(*line, strict=True), "--", color=colour, linewidth=0.9, alpha=0.7)
+        axes.plot(*zip(*line, strict=True), "-", color=colour, linewidth=0.9, alpha=0.45)
+    known = [s for s in points if s.measured.is_known]
+    if known:
+        # An interval that reaches zero is drawn down to a hundredth of its mean.
+        down = [max(s.measured.low, s.measured.mean / 100) for s in known]
+        up = [s.measured.high for s in known]
+        axes.vlines([s.scale for s in known], down, up, color=colour, linewidth=0.9)
+    if points:
+        scales, means = [s.scale for s in points], [s.measured.mean for s in points]
+        axes.plot(scales, means, linewidth=1.3, markersize=5.5, gid=gid, **style)
+    return {f"{gid}/{n}": _tip(name, point) for n, point in enumerate(points)}
 
 
-def _dress(axes: Any, scales: list[float]) -> None:
-    axes.set_xscale("log")
+def _tip(name: str, point: ScaleResponse) -> str:
+    lines = [f"{name} at scale {point.scale:g}"]
+    lines.append(f"measured {estimate_text(point.measured)} nats per token")
+    if math.isfinite(point.predicted_nats):
+        lines.append(f"predicted {number_text(point.predicted_nats)}")
+        lines.append(f"{ratio_text(point.ratio)} times the line: {_PLACES[point.place]}")
+    return "\n".join([*lines, *filter(None, [point.note])])
+
+
+def _scale(axes: Any, scales: list[float]) -> None:
+    dress(axes, "scale of the noise", "KL, nats per token")
+    logarithmic(axes.xaxis)
     shown = _apart(scales)
     axes.set_xticks(shown, [f"{scale:g}" for scale in shown])
-    axes.set_xticks([], minor=True)
-    axes.set_yscale("log")
-    axes.set_xlabel("scale of the noise", fontsize=9, color=INK)
-    axes.set_ylabel("KL, nats per token", fontsize=9, color=INK)
-    axes.tick_params(labelsize=8, colors=FAINT, which="both", length=0)
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
+    logarithmic(axes.yaxis)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.01, 0.5)
-        )
+            fontsize=8, frameon=False, labelcolor=INK, loc="center left",
+            bbox_to_anchor=(1.01, 0.5), handlelength=3,
+        )  # fmt: skip
 
 
 def _apart(scales: list[float]) -> list[float]:

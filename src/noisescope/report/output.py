@@ -2,17 +2,17 @@
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from noisescope.errors import InputError
 from noisescope.profile import Profile
-from noisescope.report.dose import draw_doses
-from noisescope.report.heatmap import draw_heatmap
+from noisescope.report.page import Section
 from noisescope.report.profile_map import draw_profile
 from noisescope.report.result import result_bytes, without_nan
 from noisescope.report.result_findings import profile_json
+from noisescope.report.sections import report_files
 from noisescope.study import Diagnosis
 from noisescope.study.files import replace_file
 from noisescope.study.kept_profile import PROFILE, profile_bytes
@@ -63,8 +63,15 @@ def fresh_directory(base: Path) -> Path:
     return path
 
 
-def write_report(diagnosis: Diagnosis, directory: Path | str) -> tuple[str, ...]:
-    """Writes result and pictures into a study's directory, each whole or not at all.
+def write_report(
+    diagnosis: Diagnosis, directory: Path | str, extra: Sequence[Section] = ()
+) -> tuple[str, ...]:
+    """Writes result, page and figures into a study's directory, each whole or not at all.
+
+    Args:
+        diagnosis: What is reported.
+        directory: Of its study.
+        extra: Sections of the page from elsewhere.
 
     Returns:
         The names of the files.
@@ -72,16 +79,22 @@ def write_report(diagnosis: Diagnosis, directory: Path | str) -> tuple[str, ...]
     Raises:
         InputError: They cannot be written; the study itself is complete all the same.
     """
-    files = {"result.json": result_bytes(diagnosis)}
-    if diagnosis.analysis.summaries:
-        files["heatmap.png"] = draw_heatmap(diagnosis)
-    if diagnosis.kind == "diagnose" and diagnosis.told.profile is not None:
-        files["profile.png"] = draw_profile(diagnosis.told.profile, diagnosis.config["model"])
-    if diagnosis.findings.responses:
-        files["dose.png"] = draw_doses(diagnosis)
-    for name, data in files.items():
-        _write(Path(directory) / name, data, "all that was measured is kept")
+    files = {"result.json": result_bytes(diagnosis), **report_files(diagnosis, extra)}
+    write_into(Path(directory), files)
     return tuple(files)
+
+
+def write_into(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a study's directory and folders of it, each whole or not at all.
+
+    Raises:
+        InputError: They cannot be written; the study itself is complete all the same.
+    """
+    kept = "all that was measured is kept"
+    for folder in dict.fromkeys((directory / name).parent for name in files):
+        _make(folder, kept)
+    for name, data in files.items():
+        _write(directory / name, data, kept)
 
 
 def write_profile_report(profile: Profile, directory: Path, about: Mapping[str, Any]) -> None:
@@ -101,10 +114,7 @@ def write_profile_report(profile: Profile, directory: Path, about: Mapping[str, 
         "profile.json": (text + "\n").encode(),
         "profile.png": draw_profile(profile, about["config"]["model"]),
     }
-    try:
-        directory.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {directory}: {error.strerror}; name another") from error
+    _make(directory, "nothing of a profile is kept")
     for name, data in files.items():
         _write(directory / name, data, "nothing of a profile is kept")
 
@@ -119,6 +129,13 @@ def check_empty(option: str, directory: Path) -> None:
         check_writable(option, directory, directory)
     else:
         check_output(option, directory)
+
+
+def _make(directory: Path, kept: str) -> None:
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {directory}: {error.strerror}; {kept}") from error
 
 
 def _write(path: Path, data: bytes, kept: str) -> None:

@@ -4,15 +4,25 @@ import math
 from typing import Any
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from noisescope.analyse import mean_and_error
 from noisescope.analyse.standouts import within_layer
 from noisescope.profile import Array, Profile, SiteProfile
+from noisescope.report.cells import label_of
+from noisescope.report.figures import number_text, per_cent
+from noisescope.report.page import Picture
 from noisescope.report.paint import (
-    COLOURS,
     FAINT,
+    HEAT,
     INK,
+    MISSING,
+    PAPER,
+    RAMP,
+    STEPS,
     bare,
     drawable,
     new_figure,
@@ -26,26 +36,55 @@ _COMMON = ("model.layers.*.", "transformer.h.*.", "gpt_neox.layers.*.")
 
 def draw_profile(profile: Profile, model: str) -> bytes:
     """Draws the map, a row per region and a column per module and operator; returns a PNG."""
+    figure, _ = _drawn(profile)
+    write_title(figure.axes[0], model, _details(profile))
+    return png_of(figure)
+
+
+def sites_picture(profile: Profile) -> Picture:
+    """Returns the same for the page."""
+    figure, tips = _drawn(profile)
+    whole = _total(profile)
+    return Picture(
+        "sites",
+        "Every site, as predicted",
+        "Predicted KL of noise at each site alone: a row per region, a column per module and "
+        "operator, colours of a logarithm. Grey: no such site, or no gradient reaches it. "
+        "Nothing of this was measured.",
+        figure,
+        tips,
+        ("site", "region", "operator", "predicted KL, nats per token", "standard error",
+         "share of all sites"),
+        tuple(
+            (s.name, s.region, s.operator, *mean_and_error([s]), _share(s, whole))
+            for s in profile.sites
+        ),
+    )  # fmt: skip
+
+
+def _drawn(profile: Profile) -> tuple[Figure, dict[str, str]]:
+    """Returns the figure without a title, and what its cells say."""
     regions = list(dict.fromkeys(site.region for site in profile.sites))
     kinds = list(dict.fromkeys(kind_of(site) for site in profile.sites))
-    kl = _grid(profile, regions, kinds)
-    figure = new_figure(max(8.0, 3.0 + 0.42 * len(kinds)), 3.9 + 0.24 * len(regions))
+    figure = new_figure(max(8.0, 3.0 + 0.42 * len(kinds)), 3.2 + 0.24 * len(regions))
     axes: Any = figure.subplots()
-    image = _draw(axes, kl)
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, aspect=22, pad=0.015, extend="min")
+    norm = _norm(_grid(profile, regions, kinds))
+    axes.add_patch(Rectangle((-0.5, -0.5), len(kinds), len(regions), color=MISSING, linewidth=0))
+    tips = _draw(axes, profile, norm, regions, kinds)
+    if norm is not None:
+        shown = ScalarMappable(norm, HEAT)
+        bar = figure.colorbar(shown, ax=axes, aspect=22, pad=0.015, extend="min")
         bar.set_label("predicted KL, nats per token", fontsize=9, color=INK)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         bar.ax.tick_params(labelsize=8, colors=FAINT, length=0, which="both")
         bar.outline.set_visible(False)
+    axes.set_xlim(-0.5, len(kinds) - 0.5)
+    axes.set_ylim(len(regions) - 0.5, -0.5)
     axes.set_xticks(range(len(kinds)), map(_label, kinds), rotation=90, fontsize=8)
-    axes.set_yticks(range(len(regions)), map(drawable, regions), fontsize=8)
-    axes.set_xticks(np.arange(len(kinds) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(regions) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.set_yticks(range(len(regions)), [drawable(label_of(r)) for r in regions], fontsize=8)
     bare(axes)
     axes.set_ylabel("region", fontsize=9, color=INK)
-    write_title(axes, model, _details(profile))
-    return png_of(figure)
+    return figure, tips
 
 
 def kind_of(site: SiteProfile) -> str:
@@ -63,17 +102,46 @@ def _grid(profile: Profile, regions: list[str], kinds: list[str]) -> Array:
     return kl
 
 
-def _draw(axes: Any, kl: Array) -> Any:
-    """Draws the cells and returns their image; None where nothing is above zero."""
+def _norm(kl: Array) -> LogNorm | None:
+    """Returns the scale of the colours; None where nothing is above zero."""
     positive = kl[np.isfinite(kl) & (kl > 0)]
-    colours = COLOURS.with_extremes(bad="#f1f1f1")
     if not len(positive):
-        axes.imshow(np.full(kl.shape, math.nan), cmap=colours, aspect="auto")
         return None
     top = float(positive.max())
-    low = min(max(float(positive.min()), top / 10**_DECADES), top / 10)
-    shown = np.where(np.isfinite(kl), np.maximum(kl, low), math.nan)
-    return axes.imshow(shown, cmap=colours, norm=LogNorm(low, top), aspect="auto")
+    return LogNorm(min(max(float(positive.min()), top / 10**_DECADES), top / 10), top, clip=True)
+
+
+def _draw(
+    axes: Any, profile: Profile, norm: LogNorm | None, regions: list[str], kinds: list[str]
+) -> dict[str, str]:
+    """Draws a cell per site and returns what the cells say."""
+    whole, tips = _total(profile), {}
+    for number, site in enumerate(profile.sites):
+        kl, error = mean_and_error([site])
+        x, y = kinds.index(kind_of(site)), regions.index(site.region)
+        colour = MISSING
+        if norm is not None and math.isfinite(kl):
+            share = float(norm(max(kl, float(norm.vmin or 0))))
+            colour = RAMP[min(STEPS - 1, int(share * STEPS))]
+        cell = Rectangle(
+            (x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor=PAPER, linewidth=1.2,
+            gid=f"site-{number}", clip_on=False,
+        )  # fmt: skip
+        axes.add_artist(cell)  # unlike add_patch it moves no limits, which takes long
+        tips[f"site-{number}"] = (
+            f"{site.name}\npredicted {number_text(kl)}"
+            f"{f' ± {number_text(error)}' if math.isfinite(error) else ''} nats per token, "
+            f"{per_cent(_share(site, whole))} of all sites"
+        )
+    return tips
+
+
+def _total(profile: Profile) -> float:
+    return mean_and_error(profile.sites)[0] if profile.sites else math.nan
+
+
+def _share(site: SiteProfile, whole: float) -> float:
+    return mean_and_error([site])[0] / whole if whole > 0 else math.nan
 
 
 def _label(kind: str) -> str:

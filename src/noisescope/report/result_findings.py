@@ -11,6 +11,7 @@ from noisescope.analyse import Response
 from noisescope.analyse.predict import mean_and_error
 from noisescope.profile import Profile, SiteProfile
 from noisescope.report.conclusion import sentences, verdict
+from noisescope.report.recommendation_result import recommendation_json
 from noisescope.report.shares import position_shares, top_channels
 from noisescope.study import Diagnosis
 
@@ -31,6 +32,9 @@ def findings_of(diagnosis: Diagnosis) -> dict[str, Any]:
         "blame": None if blame is None else asdict(blame),
         "remedy": None if found.remedy is None else asdict(found.remedy),
         "worst_operator": None if found.worst_operator is None else asdict(found.worst_operator),
+        "recommendation": None
+        if diagnosis.recommendation is None
+        else recommendation_json(diagnosis.recommendation),
         "verdict": _verdict(diagnosis),
     }
 

@@ -156,7 +156,7 @@ def _headline(diagnosis: Diagnosis) -> Text:
         samples = f"{begun} of {samples} so far"
     return plain(
         f"{Path(config['model']).name} ({config['dtype']}, {config['device']}), "
-        f"{config['error_model']} {config['noise_scale'] or 0:g} on "
+        f"{diagnosis.error_text} on "
         f"{', '.join(config['operators'])}; {samples}, "
         f"{counted(plan.draws, 'draw')}, seed {plan.seed}; {baseline}"
     )

@@ -121,9 +121,11 @@ def _given(
         number, factor = find_error_model(profile, error_model)
         return None if factor is None else (list(sites), [number] * len(sites), factor)
     formats = dict(error_model["formats"])  # of modules
-    operand = error_model["operand"]
+    how = (error_model["operand"], error_model.get("rounding", "nearest"))
     known = {
-        e["format"]: n for n, e in enumerate(profile.error_models) if e.get("operand") == operand
+        e["format"]: n
+        for n, e in enumerate(profile.error_models)
+        if "format" in e and (e["operand"], e["rounding"]) == how
     }
     reached = [site for site in sites if site.module in formats]
     if any(formats[site.module] not in known for site in reached):

@@ -24,8 +24,10 @@ from noisescope.errors import InputError
 
 Array = NDArray[np.float64]
 
-# The solver stops within 1e-6 of the best by its own account: losses are blown up before that.
-_LARGEST_LOSS = 1e4
+# The solver stops within 1e-6 of the best, and of the budget, by its own account: what it is given
+# is blown up before that. With budgets of 1 it missed assignments that fit exactly.
+_LARGEST = 1e4
+_LEAST = 5e-324
 _SLACK = 1e-9  # of a budget, for what rounding of sums may take away
 _OPTIMAL = 0
 
@@ -54,7 +56,8 @@ class Choices:
             raise ValueError(f"losses and bits of {shape} are needed")
         if not self.groups or not self.formats:
             raise InputError("nothing to choose: at least one group and one format are needed")
-        broken = [g for g, row in zip(self.groups, self.kl_GF, strict=True) if np.isnan(row).any()]
+        rows = zip(self.groups, self.kl_GF, strict=True)
+        broken = [group for group, row in rows if not np.isfinite(row).all()]
         if broken:
             raise InputError(
                 f"no loss is predicted for {broken[0]}, so no format can be recommended for it: "
@@ -104,8 +107,7 @@ def least_loss(choices: Choices, bits: float) -> Point:
         )
     total = choices.weights_G.sum()
     cost_GF = choices.bits_GF * choices.weights_G[:, None] / total
-    scale = _LARGEST_LOSS / max(float(choices.kl_GF.max()), 1e-300)
-    return _solved(choices, choices.kl_GF * scale, cost_GF, max(bits, cheapest) * (1 + _SLACK))
+    return _solved(choices, choices.kl_GF, cost_GF, max(bits, cheapest))
 
 
 def fewest_bits(choices: Choices, kl_nats: float) -> Point:
@@ -122,8 +124,7 @@ def fewest_bits(choices: Choices, kl_nats: float) -> Point:
         )
     total = choices.weights_G.sum()
     goal_GF = choices.bits_GF * choices.weights_G[:, None] / total
-    bound = max(kl_nats, 1e-300)
-    found = _solved(choices, goal_GF * _LARGEST_LOSS / goal_GF.max(), choices.kl_GF / bound, 1.0)
+    found = _solved(choices, goal_GF, choices.kl_GF, kl_nats)
     # Among assignments of as many bits, the one that loses least.
     return least_loss(choices, found.bits)
 
@@ -198,6 +199,10 @@ def _cheapest(choices: Choices) -> tuple[int, ...]:
 def _solved(choices: Choices, goal_GF: Array, cost_GF: Array, most: float) -> Point:
     """Minimises the goal over one choice per group, with the sum of costs at most `most`."""
     G, F = goal_GF.shape
+    with np.errstate(over="ignore"):
+        goal_GF = goal_GF * (_LARGEST / max(goal_GF.max(), 1e-300))
+        # What alone is above the bound counts twice it, whatever it is: the solver takes no 1e15.
+        share_GF = np.minimum(cost_GF / (most or _LEAST), 2.0) * _LARGEST
     one_each = sparse.kron(sparse.eye(G), np.ones((1, F)), format="csr")
     with _no_prints():
         found = optimize.milp(
@@ -206,7 +211,9 @@ def _solved(choices: Choices, goal_GF: Array, cost_GF: Array, most: float) -> Po
             bounds=optimize.Bounds(0, 1),
             constraints=[
                 optimize.LinearConstraint(one_each, 1, 1),
-                optimize.LinearConstraint(cost_GF.reshape(1, -1), -np.inf, most),
+                optimize.LinearConstraint(
+                    share_GF.reshape(1, -1), -np.inf, _LARGEST * (1 + _SLACK)
+                ),
             ],
             options={"mip_rel_gap": 0.0},
         )

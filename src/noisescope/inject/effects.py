@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from noisescope.inject.perturb import perturb_probabilities, perturb_rows
 from noisescope.inject.rows import KEYS_PER_HEAD
 from noisescope.noise import Address, ErrorModel
 from noisescope.profile import POSITION_CLASSES
@@ -91,24 +92,36 @@ def effect_of(
     square_g = g.square() if softmax_dim is None else (g - centre).square_()
     by_sample, by_channel, pulls = [], [], []
     for number, error_model in enumerate(error_models):
-        is_last = number == len(error_models) - 1
-        square, pull = error_model.mean_square(y), None
-        if softmax_dim is None or never_clamps(error_model):
+        pull: Tensor | None = None
+        if not error_model.is_random:
+            pull = _known(error_model, y, at, softmax_dim).mul_(g)
+            spread = pull.square()
+        elif softmax_dim is None or never_clamps(error_model):
+            square = error_model.mean_square(y)
             # Not into `square`, which may be the model's own, or one number for all.
+            is_last = number == len(error_models) - 1
             spread = square_g.mul_(square) if is_last else square * square_g
         else:
-            spread, pull = _clamped(y, g, square, softmax_dim)
+            spread, pull = _clamped(y, g, error_model.mean_square(y), softmax_dim)
         sums_B, sums_CD = places.gather(spread)
-        by_sample.append(0.5 * sums_B)
+        # Of a known error the squares of single elements say what channels do, and no more.
+        by_sample.append(0.5 * sums_B if error_model.is_random else torch.zeros_like(sums_B))
         by_channel.append(0.5 * sums_CD)
-        pulls.append(None if pull is None else places.per_sample(pull))
-    none_B = torch.zeros(samples, dtype=torch.float64, device=y.device)
-    return SiteEffect(
-        torch.stack(by_sample),
-        torch.stack(by_channel),
-        torch.stack([none_B if p is None else p for p in pulls]),
-        kind,
-    )
+        pulls.append(torch.zeros_like(sums_B) if pull is None else places.per_sample(pull))
+    return SiteEffect(torch.stack(by_sample), torch.stack(by_channel), torch.stack(pulls), kind)
+
+
+def _known(error_model: ErrorModel, y: Tensor, at: Address, softmax_dim: int | None) -> Tensor:
+    """Returns an error that is no random number, such as of rounding, in y's shape.
+
+    With its sign: what it does to a sample adds up before it is squared. Of single channels only
+    squares are told.
+    """
+    if softmax_dim is None:
+        noisy, _ = perturb_rows(error_model, y, at)
+    else:
+        noisy, _ = perturb_probabilities(error_model, y, at, softmax_dim)
+    return noisy - y
 
 
 def never_clamps(error_model: ErrorModel) -> bool:

@@ -59,19 +59,15 @@ class BitFlips(ErrorModel):
         return self._flipped(y_RD, at) - y_RD
 
     def mean_square(self, y: torch.Tensor) -> torch.Tensor:
-        """Returns the sum over bits of rate * (flipped y - y)^2, finite results only.
+        """There is none to go by: rare flips of exponents carry all of it, and are no small errors.
 
-        Flips of y's own dtype are meant, and at most one per value; float32's largest number stands
-        for what is larger. A rough guide: few flips do almost all, and they have a mean.
+        Raises:
+            InputError: Always.
         """
-        bits = self._bits(y.dtype)
-        square = torch.zeros(y.shape, dtype=torch.float64, device=y.device)
-        stored, wide = y.contiguous().view(_INTEGERS[y.dtype]), y.to(torch.float64)
-        for bit in bits:
-            error = _flip(stored, torch.full_like(stored, bit)).view(y.dtype).to(torch.float64)
-            error = torch.where(error.isfinite(), error - wide, 0.0)
-            square += error.square_()
-        return (self.rate * square).clamp_(max=torch.finfo(torch.float32).max).to(y.dtype)
+        raise InputError(
+            "what flipped bits do cannot be told from a mean square, as few large flips carry all "
+            "of it: measure them (--no-predict)"
+        )
 
     def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
         noisy_RD = self._flipped(y_RD, at)

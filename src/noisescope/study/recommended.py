@@ -191,7 +191,9 @@ def named_assignments(options: FormatOptions, choices: Choices) -> dict[str, tup
     points = frontier(choices, FRONTIER_POINTS)
     fewer, more = neighbours(points, best)
     budget = best.bits if options.bits is None else options.bits
-    fitting = [n for n in range(len(options.formats)) if choices.bits(choices.uniform(n)) <= budget]
+    # A mean of equal numbers may be a last digit above them.
+    most = budget * (1 + 1e-9)
+    fitting = [n for n in range(len(options.formats)) if choices.bits(choices.uniform(n)) <= most]
     named: dict[str, tuple[int, ...]] = {RECOMMENDED: best.chosen}
     if fewer is not None:
         named[FEWER] = fewer.chosen

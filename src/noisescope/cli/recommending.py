@@ -112,43 +112,44 @@ def recommend(
     if source.study is not None and out is None:
         out = source.study / BESIDE
     o.check_outputs(out, None)
-    task = load_task(
-        source.values["data"],
-        source.values["samples"],
-        max_new_tokens=source.values["max_new_tokens"],
-    )
+    asked: dict[str, Any] = {
+        "bits": bits,
+        "kl_nats": kl,
+        "operand": quantize,
+        "keep": kept,
+        "seed": seed,
+        "batch_size": batch_size,
+        "memory_gib": memory_gib,
+        "margins": Margins(accuracy_margin, kl_margin),
+        "out": out,
+    }
+    _carry_out(source, names, asked, wanted)
+
+
+def _carry_out(
+    source: "_Source", formats: list[str], asked: Mapping[str, Any], engines: list[str] | None
+) -> None:
+    """Loads, measures, prints and writes."""
+    values, out = source.values, asked["out"]
+    task = load_task(values["data"], values["samples"], max_new_tokens=values["max_new_tokens"])
     with interrupts_told(out, None):
         loaded = load_from(
-            source.values["model"],
-            source.values["tokenizer"],
-            source.values["dtype"],
-            source.values["device"],
-            trust_remote_code,
+            values["model"],
+            values["tokenizer"],
+            values["dtype"],
+            values["device"],
+            values["trust_remote_code"],
         )
-        _check_engines(loaded, names, quantize, wanted)
+        _check_engines(loaded, formats, asked["operand"], engines)
         with progress_bar(Console(stderr=True)) as tell:
             diagnosis = recommend_formats(
-                loaded,
-                task,
-                names,
-                bits=bits,
-                kl_nats=kl,
-                operand=quantize,
-                keep=kept,
-                seed=seed,
-                batch_size=batch_size,
-                memory_gib=memory_gib,
-                margins=Margins(accuracy_margin, kl_margin),
-                out=out,
-                source=source.values,
-                progress=tell,
+                loaded, task, formats, **asked, source=values, progress=tell
             )
-        found = diagnosis.recommendation
         print_recommendation(Console(), diagnosis)
-        if found is None:
+        if diagnosis.recommendation is None:
             return
         modules = [name for name, _ in loaded.model.named_modules()]
-        exports = exports_of(found, modules, wanted)
+        exports = exports_of(diagnosis.recommendation, modules, engines)
         for engine, why in exports.left_out.items():
             typer.echo(f"No file for {engine}: {why}")
         if out is None:

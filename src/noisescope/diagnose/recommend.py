@@ -27,7 +27,8 @@ from noisescope.models.weight_groups import (
 )
 from noisescope.noise import RoundTo, make_format
 from noisescope.study import Diagnosis
-from noisescope.study.recommended import FormatOptions, candidates
+from noisescope.study.format_options import FormatOptions
+from noisescope.study.recommended import candidates
 from noisescope.study.steps import FORMATS
 from noisescope.tasks import Task
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from noisescope.errors import SelectionError
+from noisescope.errors import SelectionError, near_names
 from noisescope.inject.calls import Arguments, Function, Layouts
 from noisescope.inject.perturb import add_error
 from noisescope.inject.rows import KEYS_PER_HEAD, Layout
 from noisescope.inject.selection import Selection
 from noisescope.inject.sites import Site
-from noisescope.noise import Address, ErrorModel, flat_address, site_word
+from noisescope.noise import Address, ErrorModel, RoundModules, flat_address, site_word
 
 Role = Literal["activations", "weights", "addend"]
 
@@ -104,8 +104,19 @@ def reaches(error_model: ErrorModel, site: Site) -> bool:
     return reaches_operator(own, site.operator)
 
 
-def check_operands(error_model: ErrorModel, selection: Selection) -> None:
-    """Raises SelectionError for a selection that error on weights or activations cannot have."""
+def check_operands(error_model: ErrorModel, selection: Selection, model: nn.Module) -> None:
+    """Raises SelectionError for a selection that error on weights or activations cannot have.
+
+    And for a module that is given a format and is not there.
+    """
+    if isinstance(error_model, RoundModules):
+        known = {name for name, _ in model.named_modules()}
+        for name, _ in error_model.formats:
+            if name not in known:
+                raise SelectionError(
+                    f"no module {name!r} for a format{near_names(name, known) or '.'} List them "
+                    "with 'noisescope sites MODEL --full'."
+                )
     if not falls_on_inputs(error_model):
         return
     what = " and ".join(sorted(error_model.operands))

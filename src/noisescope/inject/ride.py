@@ -6,9 +6,8 @@ whose is told from outside, as `Span`s, and may change in the middle of a pass.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from noisescope.errors import InputError
 from noisescope.inject import attention
 from noisescope.inject.calls import (
-    Arguments,
     Function,
     Layouts,
     layouts_of,
@@ -27,71 +25,20 @@ from noisescope.inject.calls import (
     softmax_dim,
     write,
 )
-from noisescope.inject.dose import SiteRecord
 from noisescope.inject.elements import find_mask
 from noisescope.inject.injector import for_every_sample
 from noisescope.inject.mode import OperatorMode, remove_mode
-from noisescope.inject.operands import (
-    Disturbance,
-    Input,
-    disturb,
-    falls_on_inputs,
-    find_inputs,
-    no_address,
-    rows_of_inputs,
-)
+from noisescope.inject.operands import falls_on_inputs
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import perturb_probabilities, perturb_rows
+from noisescope.inject.ride_inputs import compute as compute_inputs
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.session import Session
+from noisescope.inject.spans import Mark, Piece, RideError, Span, note_forward, own_address
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.models import find_regions
-from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
-
-
-class RideError(RuntimeError):
-    """Rows of a batch could not be told apart; the conditions must then run one by one."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Neighbouring rows of a batch that one condition and draw hold.
-
-    Attributes:
-        session: The condition; None for rows that stay clean.
-        draw: Number of the realisation.
-        begin: First row.
-        end: The row after the last.
-        rows: Samples and positions of these rows; None: those that the pass itself tells.
-    """
-
-    session: Session | None
-    draw: int
-    begin: int
-    end: int
-    rows: Rows | None = None
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A condition that sees the site that runs: its rows, and its record of that site."""
-
-    span: Span
-    session: Session
-    record: SiteRecord
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A tensor of rows begin..end-1 of the batch, as an operator's output."""
-
-    place: Place
-    begin: int
-    end: int
-
-    def holds(self, span: Span) -> bool:
-        return self.begin <= span.begin and span.end <= self.end
+from noisescope.noise import TALLY_FIELDS, Address
 
 
 class Ride:
@@ -172,8 +119,8 @@ class Ride:
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
         layouts = layouts_of(marks[0].record.site, args, kwargs, place.rows, self.batch)
-        piece = _Piece(place, 0, self.batch)
-        output = self._compute(piece, marks, function, (args, kwargs), layouts)
+        piece = Piece(place, 0, self.batch)
+        output = compute_inputs(piece, marks, function, (args, kwargs), layouts, self.batch)
         if may_share_memory(output, (args, kwargs)):
             output = output.clone()
         result = self._perturb(piece, marks, output, layouts, softmax_dim(args, kwargs))
@@ -193,12 +140,12 @@ class Ride:
         for mark in (mark for marks in steps for mark in marks if mark.span not in apart):
             mark.record.is_fused = True
             if mark.record.is_selected:
-                _note(mark.record, torch.zeros(len(TALLY_FIELDS), dtype=torch.float64))
+                note_forward(mark.record, torch.zeros(len(TALLY_FIELDS), dtype=torch.float64))
         selected = [[m for m in marks if m.span in apart] for marks in steps]
         pieces = []
         for begin, end in _segments(apart, self.batch):
             part_args, part_kwargs = _rows_of((args, kwargs), begin, end, self.batch)
-            piece = _Piece(place, begin, end)
+            piece = Piece(place, begin, end)
             if any(piece.holds(span) for span in apart):
                 pieces.append(self._attend(piece, selected, part_args, part_kwargs))
             else:
@@ -230,100 +177,32 @@ class Ride:
             return None
         # A module may give back its input, which is not ours to write into.
         output = output.clone() if isinstance(output, Tensor) else output
-        return self._perturb(_Piece(place, 0, self.batch), marks, output, {}, -1)
+        return self._perturb(Piece(place, 0, self.batch), marks, output, {}, -1)
 
     # Perturbing.
 
-    def _see(self, place: Place, operator: str) -> list[_Mark]:
+    def _see(self, place: Place, operator: str) -> list[Mark]:
         """Notes that an operator runs at a place, for every condition that has rows there."""
         key = (place.region, place.module, operator, place.next_index(operator))
         return [
-            _Mark(span, session, session.see_at(key))
-            for span, session in self._aboard[place.region]
+            Mark(span, session, session.see_at(key)) for span, session in self._aboard[place.region]
         ]
 
     def _attend(
-        self, piece: _Piece, steps: Sequence[Sequence[_Mark]], args: Any, kwargs: Any
+        self, piece: Piece, steps: Sequence[Sequence[Mark]], args: Any, kwargs: Any
     ) -> Tensor:
         layouts: list[Layouts] = [{"output": "keys"}, {"output": "keys"}, {0: "keys"}]
 
         def run(step: int, compute: Function, *inputs: Any) -> Tensor:
             here = [m for m in steps[step] if m.record.is_selected and piece.holds(m.span)]
-            output = self._compute(piece, here, compute, (inputs, {}), layouts[step])
+            output = compute_inputs(piece, here, compute, (inputs, {}), layouts[step], self.batch)
             result: Tensor = self._perturb(piece, here, output, layouts[step], -1)
             return result
 
         return attention.attend(*args, **kwargs, run=run)
 
-    def _compute(
-        self,
-        piece: _Piece,
-        marks: Sequence[_Mark],
-        function: Function,
-        arguments: Arguments,
-        layouts: Layouts,
-    ) -> Any:
-        """Runs a call; rows whose conditions put error on its inputs run by themselves."""
-        moved = {m.span: m for m in marks if falls_on_inputs(m.session.error_model)}
-        operator = marks[0].record.site.operator if marks else ""
-        inputs = find_inputs(function, operator, *arguments, layouts) if moved else ()
-        if not inputs:
-            return function(*arguments[0], **arguments[1])
-        is_mixed = piece.place.rows is not None and piece.place.rows.is_mixed
-        if is_mixed and any(span.end - span.begin != self.batch for span in moved):
-            # Experts sort the rows that they get: each span's share of them is not in its place.
-            raise RideError(f"rows of {marks[0].record.site.name} lose their sample")
-        made = []
-        for begin, end, span in _runs(list(moved), piece.begin, piece.end):
-            own = rows_of_inputs(
-                inputs, arguments, begin - piece.begin, end - piece.begin, piece.end - piece.begin
-            )
-            if own is None:
-                raise RideError(f"the inputs of {operator} are not of a batch of {self.batch} rows")
-            if span is not None:
-                own = self._disturb(piece, moved[span], inputs, own)
-            made.append(function(*own[0], **own[1]))
-        return made[0] if len(made) == 1 else torch.cat(made)
-
-    def _disturb(
-        self, piece: _Piece, mark: _Mark, inputs: Sequence[Input], own: Arguments
-    ) -> Arguments:
-        """Returns the arguments of one span's rows with error on its inputs."""
-        span, session, record = mark.span, mark.session, mark.record
-        error_model = session.error_model.at_module(record.site.module)
-
-        def address(value: Tensor, layout: Layout, word: int) -> Address:
-            if not error_model.is_random and layout != "keys":
-                return no_address(value)
-            rows = span.rows
-            if rows is None or (piece.place.rows is not None and piece.place.rows.is_mixed):
-                if piece.place.rows is None:
-                    raise RideError("the pass has no rows")
-                rows = piece.place.rows.part(span.begin, span.end)
-            at, kind = rows.address(value, record.site.operator, layout, word)
-            return self._checked(mark, at, kind)
-
-        def weight(value: Tensor, axis: int, by: ErrorModel, word: int) -> tuple[Tensor, Tensor]:
-            return session.weights.get(value, axis, by, session.seed, span.draw, word)
-
-        tallies: list[Tensor] = []
-        by = Disturbance(error_model, address, weight, tallies.append)
-        disturbed = disturb(inputs, record.site, own, by)
-        if tallies:
-            _note(record, torch.stack(tallies).sum(dim=0))
-        return disturbed
-
-    def _checked(self, mark: _Mark, at: Address, kind: str) -> Address:
-        """Notes how much is known of a span's rows, and gives them its seed and draw."""
-        span, record = mark.span, mark.record
-        if kind == "row" and span.end - span.begin != self.batch:
-            raise RideError(f"rows of {record.site.name} lose their sample")
-        if kind != "token" and record.rows != "row":
-            record.rows = kind
-        return at.rows(0, len(at), mark.session.seed, span.draw)
-
     def _perturb(
-        self, piece: _Piece, marks: Sequence[_Mark], output: Any, layouts: Layouts, dim: int
+        self, piece: Piece, marks: Sequence[Mark], output: Any, layouts: Layouts, dim: int
     ) -> Any:
         """Adds each condition's error to its own rows of an output; of several, to the first."""
         marks = [m for m in marks if not falls_on_inputs(m.session.error_model)]
@@ -350,8 +229,8 @@ class Ride:
 
     def _perturb_span(
         self,
-        piece: _Piece,
-        mark: _Mark,
+        piece: Piece,
+        mark: Mark,
         output: Tensor,
         own: Tensor,
         layouts: Layouts,
@@ -368,10 +247,10 @@ class Ride:
             noisy, tally = perturb_probabilities(error_model, own, at, dim, mask)
         else:
             noisy, tally = perturb_rows(error_model, own, at, mask)
-        _note(record, tally)
+        note_forward(record, tally)
         return noisy
 
-    def _rows_at(self, piece: _Piece, mark: _Mark) -> tuple[Rows, bool]:
+    def _rows_at(self, piece: Piece, mark: Mark) -> tuple[Rows, bool]:
         """Returns the rows that tell where a span lies, and whether they are the span's alone."""
         span, pass_rows = mark.span, piece.place.rows
         if span.rows is not None and not (pass_rows is not None and pass_rows.is_mixed):
@@ -381,7 +260,7 @@ class Ride:
         return pass_rows.part(piece.begin, piece.end), False
 
     def _address(
-        self, piece: _Piece, mark: _Mark, rows: Rows, is_own: bool, known: Tensor, layout: Layout
+        self, piece: Piece, mark: Mark, rows: Rows, is_own: bool, known: Tensor, layout: Layout
     ) -> Address:
         """Returns where the rows of one span lie."""
         span, record = mark.span, mark.record
@@ -389,23 +268,7 @@ class Ride:
         if not is_own:
             each = len(at) // (piece.end - piece.begin)
             at = at.rows(*((n - piece.begin) * each for n in (span.begin, span.end)))
-        return self._checked(mark, at, kind)
-
-
-def _note(record: SiteRecord, tally: Tensor) -> None:
-    record.forward += 1
-    record.add("forward", tally)
-
-
-def _runs(spans: Sequence[Span], begin: int, end: int) -> Iterator[tuple[int, int, Span | None]]:
-    """Yields the rows begin..end-1 span by span, and those between spans."""
-    for span in sorted(spans, key=lambda s: s.begin):
-        if begin < span.begin:
-            yield begin, span.begin, None
-        yield span.begin, span.end, span
-        begin = span.end
-    if begin < end:
-        yield begin, end, None
+        return own_address(mark, at, kind, self.batch)
 
 
 def _segments(apart: Sequence[Span] | set[Span], batch: int) -> list[tuple[int, int]]:

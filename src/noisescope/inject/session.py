@@ -58,7 +58,7 @@ class Session:
                 "DataParallel runs copies of the model in threads, where samples cannot be told "
                 "apart: give its .module, or use DistributedDataParallel."
             )
-        check_operands(error_model, selection)
+        check_operands(error_model, selection, model)
         self.model = model
         self.selection = selection
         self.attest = attest
@@ -72,6 +72,7 @@ class Session:
         self._injector = Injector(
             error_model, selection.phases, self.includes, seed, draw, selection.elements
         )
+        self._has_own_weights = True
         self._reader = TokenReader(seed, draw)
         self._tracker = Tracker(self, self._reader)
         self._mode = OperatorMode(self._injector, lambda: self._tracker.place)
@@ -108,6 +109,7 @@ class Session:
     @weights.setter
     def weights(self, weights: DisturbedWeights) -> None:
         self._injector.weights = weights
+        self._has_own_weights = False
 
     def includes(self, site: Site) -> bool:
         """Tells whether a site of a selected region is meant, and the error can fall on it."""
@@ -172,6 +174,8 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self._is_open = False
+        if self._has_own_weights:
+            self.weights.forget()
         self._hooks.close()
         remove_mode(self._mode)
         self._tracker.reset()

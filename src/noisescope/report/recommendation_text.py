@@ -1,13 +1,12 @@
 """A recommendation in the terminal: what is recommended, what it is compared with, which group."""
 
-import textwrap
-
 from rich.console import Console
 from rich.text import Text
 
 from noisescope.report.figures import estimate_text, number_text, percent
 from noisescope.report.recommendation import recommendation_claims, span_text
 from noisescope.report.table import Columns, fitting, plain, plain_table
+from noisescope.report.terminal import point
 from noisescope.study import Diagnosis
 from noisescope.study.recommended import Recommendation
 
@@ -37,19 +36,7 @@ def print_recommendation(console: Console, diagnosis: Diagnosis) -> None:
         console.print(plain(f"Note: {note}"))
     console.print(Text("Recommendation", style="bold"))
     for claim in recommendation_claims(found):
-        console.print(_point(claim, console.width))
-
-
-def _point(text: str, width: int) -> Text:
-    said = textwrap.wrap(
-        plain(text).plain,
-        max(20, width),
-        initial_indent="- ",
-        subsequent_indent="  ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-    return Text("\n".join(said))
+        console.print(point(claim, console.width))
 
 
 def _assigned(found: Recommendation, width: int) -> Columns:

@@ -103,10 +103,10 @@ def _print_verdicts(console: Console, diagnosis: Diagnosis) -> None:
     if is_whole:
         console.print(Text("Verdict", style="bold"))
         for topic in topics(diagnosis):
-            console.print(_point(topic, console.width))
+            console.print(point(topic, console.width))
 
 
-def _point(text: str, width: int) -> Text:
+def point(text: str, width: int) -> Text:
     """Returns a text as a point of a list, wrapped; names are not torn."""
     said = textwrap.wrap(
         plain(text).plain,

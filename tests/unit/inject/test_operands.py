@@ -496,3 +496,10 @@ def test_a_selection_of_sites_is_one_of_the_call():
         found = model(input_ids=IDS).logits
     twin = rounded_copy(model, "int4_g16", only=["model.layers.1.mlp.up_proj"])
     assert torch.equal(found, logits_of(twin))
+
+
+def test_a_format_for_a_module_that_is_not_there_is_an_error():
+    model = small_model("llama")
+    wrong = RoundModules((("model.layers.0.mlp.down_prj", "mxfp4"),))
+    with pytest.raises(SelectionError, match=r"no module 'model.layers.0.mlp.down_prj'.*down_proj"):
+        inject(model, wrong)

@@ -166,9 +166,18 @@ def test_a_copy_made_in_inference_mode_serves_a_pass_with_gradients():
 def test_sessions_may_share_what_they_keep(made):
     model = small_model("llama")
     one, other = (inject(model, NEAREST, operators="linear", layers=n) for n in (0, [0, 1]))
-    other.weights = one.weights
+    one.weights = other.weights = DisturbedWeights()
     with torch.no_grad():
         for session in (one, other, one):
             with session:
                 model(input_ids=IDS)
     assert len(made) == 14  # seven in each of two layers
+
+
+def test_what_a_session_keeps_for_itself_is_freed_when_it_ends():
+    model = small_model("llama")
+    session = inject(model, NEAREST, operators="linear")
+    with torch.no_grad(), session:
+        model(input_ids=IDS)
+        assert session.weights.held_bytes > 0
+    assert session.weights.held_bytes == 0

@@ -17,7 +17,8 @@ from noisescope.inject import make_selection
 from noisescope.models.weight_groups import WeightGroup
 from noisescope.noise import RoundModules, RoundTo
 from noisescope.profile import Profile
-from noisescope.study.recommended import FormatOptions, candidates
+from noisescope.study.format_options import FormatOptions
+from noisescope.study.recommended import candidates
 
 FORMATS = ("mxfp4", "fp8_e4m3", "bf16")
 GROUPS = (

@@ -59,7 +59,13 @@ def advice(diagnosis: Diagnosis) -> list[str]:
     doubt = []
     if not _is(by_kl, "harmful") and not _is(by_accuracy, "harmful"):
         doubt = ["Whether noise everywhere harms at all is open: settle that first."]
-    return [_protect(diagnosis), *_lower(diagnosis), *doubt, *_open(diagnosis)]
+    return [
+        _protect(diagnosis),
+        *_lower(diagnosis),
+        *_formats(diagnosis),
+        *doubt,
+        *_open(diagnosis),
+    ]
 
 
 def _is(verdict: Verdict | None, outcome: str) -> bool:
@@ -95,6 +101,13 @@ def _protect(diagnosis: Diagnosis) -> str:
 def is_worth(back: Interval) -> bool:
     """Tells whether sites are worth keeping exact: beyond chance, and by a tenth of the loss."""
     return back.is_known and back.low > 0 and back.mean >= _WORTH
+
+
+def _formats(diagnosis: Diagnosis) -> list[str]:
+    """Says how to find which weights need a finer format, where a format is what was measured."""
+    if diagnosis.config["error_model"] != "RoundTo":
+        return []
+    return ["Which weights need a finer format, noisescope recommend tells of this study."]
 
 
 def _lower(diagnosis: Diagnosis) -> list[str]:

@@ -185,7 +185,7 @@ def by_weight_error(choices: Choices, error_GF: Array, bits: float) -> tuple[int
 
     Args:
         choices: What may be chosen.
-        error_GF: Mean square error of each group's weights over their mean square.
+        error_GF: Sum of the squared errors of each group's weights.
         bits: The budget.
     """
     blind = Choices(choices.groups, choices.formats, error_GF, choices.bits_GF, choices.weights_G)

@@ -108,9 +108,10 @@ def recommend(
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
     }
-    source = _source(subject, given, device, trust_remote_code)
+    source = _source(subject, given, device, trust_remote_code, has_out=out is not None)
     if source.study is not None and out is None:
         out = source.study / BESIDE
+    is_beside = source.study is not None and out == source.study / BESIDE
     o.check_outputs(out, None)
     asked: dict[str, Any] = {
         "bits": bits,
@@ -124,6 +125,8 @@ def recommend(
         "out": out,
     }
     _carry_out(source, names, asked, wanted)
+    if is_beside and source.study is not None:
+        _renew(source.study)
 
 
 def _carry_out(
@@ -151,15 +154,16 @@ def _carry_out(
         modules = [name for name, _ in loaded.model.named_modules()]
         exports = exports_of(diagnosis.recommendation, modules, engines)
         for engine, why in exports.left_out.items():
-            typer.echo(f"No file for {engine}: {why}")
+            typer.echo(f"No file for {why if why.startswith(engine) else f'{engine}: {why}'}")
+        for name, notes in exports.notes.items():
+            for note in notes:
+                typer.echo(f"{name}: {note}")
         if out is None:
             typer.echo("Nothing was written: --out DIR keeps the study, report and engines' files.")
             return
         written = write_recommendation(diagnosis, out, exports)
         files = ", ".join(name for name in written if name.startswith("exports/"))
         typer.echo(f"Written: {out / PAGE}; beside it result.json, figures, {files}.")
-        if source.study is not None:
-            _renew(source.study)
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,11 @@ class _Source:
 
 
 def _source(
-    subject: Path, given: Mapping[str, Any], device: str | None, trust_remote_code: bool
+    subject: Path,
+    given: Mapping[str, Any],
+    device: str | None,
+    trust_remote_code: bool,
+    has_out: bool,
 ) -> _Source:
     """Returns what is to be loaded.
 
@@ -204,11 +212,16 @@ def _source(
             f"{option} does not go with a study: {subject} names model and data; leave it out, or "
             "give the directory of the model"
         )
-    kept = dict(read_study(subject).plan.about.get("source") or {})
+    plan = read_study(subject).plan
+    kept = dict(plan.about.get("source") or {})
     if not kept:
         raise InputError(
             f"{subject} was measured from Python and does not say where model and data lie: give "
             "the directory of the model, and --data"
+        )
+    if plan.kind == "recommend" and not has_out:
+        raise InputError(
+            f"{subject} holds a recommendation: name the directory of another one with --out"
         )
     if kept["trust_remote_code"] and not trust_remote_code:
         raise InputError(

@@ -12,6 +12,7 @@ from noisescope.diagnose.scales import at, choose_scales, least_scale, scale_of
 from noisescope.diagnose.scene import Scene
 from noisescope.errors import InputError
 from noisescope.measure import Condition
+from noisescope.noise import ErrorModel
 from noisescope.study.steps import (
     SCALES,
     UNTIL,
@@ -22,6 +23,18 @@ from noisescope.study.steps import (
 
 _MOST_SEARCHED = 10
 _MOST_WINDOWS = 6
+
+
+def check_scalable(
+    error_model: ErrorModel, scales: Sequence[float] | str | None, until: str | None
+) -> None:
+    """Raises InputError for scales of an error that has none, such as rounding to a format."""
+    option = "--scales" if scales is not None else "--until" if until is not None else None
+    if option is not None and scale_of(error_model) is None:
+        raise InputError(
+            f"{option}: {type(error_model).__name__} has no scale to change; leave it out, or give "
+            "noise (--noise-scale)"
+        )
 
 
 def avalanche_steps(

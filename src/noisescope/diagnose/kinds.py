@@ -6,13 +6,18 @@ Each is a list of conditions; how they are measured is in carry_out.py.
 from collections.abc import Sequence
 from typing import Any
 
-from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps, given_scales
+from noisescope.diagnose.avalanche import (
+    avalanche_settings,
+    avalanche_steps,
+    check_scalable,
+    given_scales,
+)
 from noisescope.diagnose.carry_out import Options, carry_out
 from noisescope.diagnose.choices import choose_parts, choose_sites
 from noisescope.diagnose.question import Question, Step
 from noisescope.errors import InputError, SelectionError
 from noisescope.inject import CORE_OPERATORS, SiteRecord, make_selection
-from noisescope.inject.operands import reaches_operator
+from noisescope.inject.operands import OUTPUT, reaches_operator
 from noisescope.inject.probe import PRESETS, list_sites, resolve_operators
 from noisescope.measure import Condition, layer_windows, window_name
 from noisescope.models import LoadedModel, find_regions
@@ -61,6 +66,7 @@ def diagnose_layers(
     step = window if stride is None else stride
     n_layers = find_regions(loaded.model).n_layers
     windows = windows_of(n_layers, window, stride)
+    check_scalable(error_model, scales, until)
     steps, settings = _layer_steps(scales, until, chosen, task.is_generative)
     inside = [r for r in probe(loaded, task) if r.site.region.isdigit()]
     wanted = resolve(operators, inside, error_model)
@@ -233,9 +239,12 @@ def resolve(
         if not reaches_operator(error_model, name):
             able = ", ".join(dict.fromkeys(r.site.operator for r in reached)) or "none"
             what = " and ".join(sorted(error_model.operands))
+            why = f"has no {what} that are rounded"
+            if error_model.operands == OUTPUT:
+                why = "gives outputs over keys, where a scale would hold padding and later tokens"
             raise SelectionError(
-                f"operator {name!r} has no {what} that are rounded: those that do are {able}; "
-                "name some of these, or round its output (--operand output)"
+                f"operator {name!r} {why}: this error falls on {able}; name some of these, or give "
+                "another format or --operand"
             )
     return wanted
 

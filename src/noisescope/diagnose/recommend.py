@@ -74,6 +74,7 @@ def recommend_formats(
     names = tuple(dict.fromkeys(formats))
     records = probe(loaded, task)
     offered = _options(loaded, records, names, bits, kl_nats, operand, keep)
+    offered.check_bits()
     question = Question(
         kind="recommend",
         conditions=(),
@@ -158,14 +159,13 @@ def _options(
 
 @torch.no_grad()
 def _weight_error(group: WeightGroup, modules: Mapping[str, Any], name: str) -> float:
-    """Returns the mean square error of a group's weights in a format over their mean square."""
-    error, whole = 0.0, 0.0
+    """Returns the sum of the squared errors of a group's weights in a format."""
+    error = 0.0
     for module in group.modules:
         for weight, axis in weights_of(modules[module]):
             noisy, _ = disturb_weight(weight, axis, RoundTo(name, "weights"), 0, 0, 0)
             error += float((noisy.double() - weight.double()).square().sum())
-            whole += float(weight.double().square().sum())
-    return error / whole if whole > 0 else 0.0
+    return error
 
 
 def _choose(scene: Scene, offered: FormatOptions) -> list[Condition]:

@@ -7,7 +7,12 @@ prediction and by what is measured, where injection is spent.
 from collections.abc import Sequence
 from typing import Any
 
-from noisescope.diagnose.avalanche import avalanche_settings, avalanche_steps, given_scales
+from noisescope.diagnose.avalanche import (
+    avalanche_settings,
+    avalanche_steps,
+    check_scalable,
+    given_scales,
+)
 from noisescope.diagnose.carry_out import Options, carry_out
 from noisescope.diagnose.channels import choose_channels
 from noisescope.diagnose.choices import choose_blamed, choose_parts, choose_sites
@@ -57,6 +62,7 @@ def diagnose_model(
     """
     chosen = Options(**{**options, "predict": True})
     chosen.plan()
+    check_scalable(error_model, scales, until)
     given = given_scales(scales)
     records = probe(loaded, task)
     wanted = resolve(operators, records, error_model)

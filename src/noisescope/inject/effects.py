@@ -31,8 +31,8 @@ class SiteEffect:
         by_sample_EB: float64, nats per sample.
         by_channel_ECD: float32, nats summed over samples; channels are heads where the last axis
             runs over keys.
-        pull_EB: float64, what the mean of the error does to the log-probability, where clamping
-            gives it one; half its square comes on top.
+        pull_EB: float64, what the mean of the error does to the log-probability, where it has one:
+            of clamped noise, and of errors that are known. Half its square comes on top.
         rows: `token`, `sample` or `row`: how much was known of the rows.
     """
 

@@ -19,7 +19,15 @@ from noisescope.inject.perturb import add_error
 from noisescope.inject.rows import KEYS_PER_HEAD, Layout
 from noisescope.inject.selection import Selection
 from noisescope.inject.sites import Site
-from noisescope.noise import Address, ErrorModel, RoundModules, flat_address, site_word
+from noisescope.noise import (
+    Address,
+    ErrorModel,
+    RoundModules,
+    RoundTo,
+    flat_address,
+    make_format,
+    site_word,
+)
 
 Role = Literal["activations", "weights", "addend"]
 
@@ -31,6 +39,8 @@ _INPUTS: dict[str, frozenset[str]] = {
     "bmm": frozenset({"activations"}),
     "embedding": frozenset({"weights"}),
 }
+# Whose outputs may run over keys: a scale there would hold padding, and tokens that come later.
+_OVER_KEYS = frozenset({"matmul", "bmm", "softmax"})
 _Places = tuple[tuple[int, int], tuple[str, str]]
 _ATEN = torch.ops.aten
 # Where a function has its two factors, by position and by name.
@@ -92,8 +102,15 @@ def falls_on_inputs(error_model: ErrorModel) -> bool:
 def reaches_operator(error_model: ErrorModel, operator: str) -> bool:
     """Tells whether an error can fall on an operator at all."""
     if not falls_on_inputs(error_model):
-        return True
+        return not (operator in _OVER_KEYS and _shares_scales(error_model))
     return bool(error_model.operands & _INPUTS.get(operator, frozenset()))
+
+
+def _shares_scales(error_model: ErrorModel) -> bool:
+    """Tells whether an element's error depends on its neighbours, by a scale that they share."""
+    if isinstance(error_model, RoundModules):
+        return any(make_format(name).scale != "none" for _, name in error_model.formats)
+    return isinstance(error_model, RoundTo) and make_format(error_model.format).scale != "none"
 
 
 def reaches(error_model: ErrorModel, site: Site) -> bool:

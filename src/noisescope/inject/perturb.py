@@ -165,7 +165,9 @@ def perturb_probabilities(
         noisy_RD = torch.where(mask, noisy_RD, flat_RD)
     kept = noisy_RD.reshape(clean.shape).clamp_min(0).masked_fill(wide == 0, 0)
     total = kept.sum(dim=dim, keepdim=True)
-    asked = torch.where(total > 0, kept / total, wide)
+    # Dividing what nothing fell on by its sum would be rounding, counted as error.
+    is_hit = (kept != wide).any(dim=dim, keepdim=True)
+    asked = torch.where((total > 0) & is_hit, kept / total, wide)
     if mask is not None:
         is_meant = mask.expand(flat_RD.shape).reshape(clean.shape).any(dim=dim, keepdim=True)
         asked = torch.where(is_meant, asked, wide)

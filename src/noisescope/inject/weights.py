@@ -34,6 +34,9 @@ class _Held:
 class DisturbedWeights:
     """Makes disturbed copies of a model's weights and keeps them.
 
+    A weight that is written through its `.data` without gradients shows no trace of it: call
+    `forget`, or open another session.
+
     Args:
         limit_bytes: The most that the copies may take.
     """
@@ -70,15 +73,18 @@ class DisturbedWeights:
             (seed, draw, word) if error_model.is_random else None,
         )
         held = None if owner is None else self._held.get(key)
+        # A fused optimizer writes weights without raising their version: of a weight that is being
+        # trained nothing is kept from one pass to the next.
+        is_trained = owner is not None and owner.requires_grad and torch.is_grad_enabled()
         if held is not None:
-            if held.owner is owner and held.version == weight._version:
+            if not is_trained and held.owner is owner and held.version == weight._version:
                 return held.noisy, held.tally
             del self._held[key]  # the weight was written into: it will not come back
             self.held_bytes -= held.size
         # A copy made in inference mode could not serve a pass with gradients later.
         with torch.inference_mode(False), torch.no_grad():
             noisy, tally = disturb_weight(weight, axis, error_model, seed, draw, word)
-        if owner is not None:
+        if owner is not None and not is_trained:
             new = _Held(owner, weight._version, noisy, tally)
             if self.held_bytes + new.size <= self.limit_bytes:
                 self._held[key] = new

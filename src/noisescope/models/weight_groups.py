@@ -21,7 +21,7 @@ _FUSED = (
     ("q_lin", "k_lin", "v_lin"),
 )
 _ROUTERS = ("gate", "router", "shared_expert_gate")
-_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k", "moe_top_k")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 

@@ -66,7 +66,7 @@ class BitFlips(ErrorModel):
         """
         raise InputError(
             "what flipped bits do cannot be told from a mean square, as few large flips carry all "
-            "of it: measure them (--no-predict)"
+            "of it: they are measured only"
         )
 
     def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from noisescope.analyse import (
     Worst,
     candidates,
 )
-from noisescope.analyse.predict import TOLERANCE
+from noisescope.analyse.predict import TOLERANCE, departs
 from noisescope.report.figures import (
     counted,
     estimate_text,
@@ -64,8 +64,9 @@ def _noise(diagnosis: Diagnosis) -> str:
     if config["noise_scale"] is not None:
         return f"Noise of scale {config['noise_scale']:g} ({config['error_model']})"
     given = {k: v for k, v in config["error_parameters"].items() if k != "rounding"}
-    told = ", ".join(f"{name} {value}" for name, value in given.items())
-    return f"Noise ({config['error_model']}{f', {told}' if told else ''})"
+    told = ", ".join(f"{k} {v}" for k, v in given.items() if v is not None)
+    what = "Rounding" if config["error_model"] == "RoundTo" else "Noise"
+    return f"{what} ({config['error_model']}{f', {told}' if told else ''})"
 
 
 def blamed(diagnosis: Diagnosis) -> list[str]:
@@ -258,6 +259,25 @@ def avalanche(diagnosis: Diagnosis) -> list[str]:
 
 def held(diagnosis: Diagnosis) -> list[str]:
     """Says whether the prediction held, and plainly where it did not."""
+    return [*_held(diagnosis), *_held_together(diagnosis)]
+
+
+def _held_together(diagnosis: Diagnosis) -> list[str]:
+    """Says by how much everything together is off; the line counts single conditions."""
+    summary = whole_summary(diagnosis)
+    if summary is None or diagnosis.told.profile is None:
+        return []
+    prediction = diagnosis.findings.predictions.get(summary.condition)
+    if prediction is None or not departs(prediction, summary.kl_nats):
+        return []
+    ratio = times_text(summary.kl_nats.mean / prediction.kl_nats)
+    return [
+        f"Everything together measures {ratio} times what is predicted of it, "
+        f"{estimate_text(summary.kl_nats)} against {prediction.kl_nats:.2g} nats per token."
+    ]
+
+
+def _held(diagnosis: Diagnosis) -> list[str]:
     found = diagnosis.findings.agreement
     if diagnosis.told.profile is None or found is None:
         return ["Nothing was predicted, so nothing confirms or contradicts what was measured."]

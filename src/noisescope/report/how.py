@@ -32,13 +32,14 @@ _OF_FORMATS = ("--formats", "--quantize", "--bits", "--kl", "--keep")
 def how_section(diagnosis: Diagnosis) -> Section:
     """Returns the section that says how it was run, and the command that runs it again."""
     plan, config = diagnosis.plan, diagnosis.config
+    hidden = _SAID if diagnosis.kind != "recommend" else (*_SAID, *_OF_ONE_ERROR)
     asked = {
         "model": config["model"],
         "data": config["data"],
         "samples": len(plan.samples),
         "draws": plan.draws,
         "seed": plan.seed,
-        **{key.replace("_", " "): value for key, value in config.items() if key not in _SAID},
+        **{key.replace("_", " "): value for key, value in config.items() if key not in hidden},
         "margin of accuracy": diagnosis.margins.accuracy,
         "margin of KL, nats per token": diagnosis.margins.kl_nats,
     }
@@ -55,6 +56,7 @@ def how_section(diagnosis: Diagnosis) -> Section:
 
 # Said elsewhere: what a recommendation chooses from fills tables of its own.
 _SAID = ("model", "data", "recommendation")
+_OF_ONE_ERROR = ("noise_scale", "error_model", "error_parameters")
 
 
 def _told(diagnosis: Diagnosis) -> str:

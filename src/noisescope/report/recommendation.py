@@ -10,6 +10,7 @@ from typing import Any
 
 from noisescope.analyse import Interval
 from noisescope.analyse.predict import departs
+from noisescope.export import export_files
 from noisescope.report.figures import counted, estimate_text, number_text, percent, points_text
 from noisescope.report.page import Picture, Section, Table
 from noisescope.report.paint import (
@@ -34,7 +35,12 @@ def recommendation_section(found: Recommendation) -> Section:
         "The recommendation",
         tuple(recommendation_claims(found)),
         (frontier_picture(found), *_groups_picture(found)),
-        (_assigned_table(found), _groups_table(found), *_kept_table(found)),
+        (
+            _assigned_table(found),
+            _groups_table(found),
+            *_kept_table(found),
+            _engines_table(found),
+        ),
     )
 
 
@@ -45,6 +51,9 @@ def recommendation_claims(found: Recommendation) -> list[str]:
         f"With {found.options.target}: {_in_words(found, best)}; {best.bits:.3g} bits per "
         f"weight, predicted {_predicted(best)} nats per token{_measured(best)}."
     ]
+    told += _goal(found)
+    if best.also:
+        told.append(f"{' and '.join(best.also)}: the same assignment.")
     told += _comparisons(found)
     if best.summary is not None and departs(best.predicted, best.summary.kl_nats):
         ratio = best.summary.kl_nats.mean / best.predicted.kl_nats
@@ -53,9 +62,26 @@ def recommendation_claims(found: Recommendation) -> list[str]:
             "here, and other assignments may be off as well. Go by what was measured."
         )
     told.append(
-        "What to do: give the engine its file out of exports; another --bits, or --kl, moves along "
-        "the frontier."
+        "What to do: give the engine its file out of exports, if it can say this assignment. "
+        "Another --bits or --kl, with another --out, moves along the frontier."
     )
+    return told
+
+
+def _goal(found: Recommendation) -> list[str]:
+    """Says whether a loss that was asked for was met, as measured, and whether it is any harm."""
+    goal, summary = found.options.kl_nats, found.best.summary
+    if summary is None or not summary.kl_nats.is_known:
+        return []
+    told = []
+    if goal is not None:
+        kl = summary.kl_nats
+        met = "is within" if kl.high <= goal else "is beyond" if kl.low > goal else "may be beyond"
+        told.append(
+            f"The goal of {goal:g} nats per token is one of the prediction; measured {met} it."
+        )
+    if summary.kl_verdict is not None and summary.kl_verdict.outcome == "harmless":
+        told.append(f"By KL that is harmless: within {summary.kl_verdict.margin:g} nats per token.")
     return told
 
 
@@ -303,6 +329,21 @@ def _groups_table(found: Recommendation) -> Table:
         tuple(rows),
         "Modules of a group run fused in inference engines, or are experts of one layer, and share "
         "a format. Losses are predicted, each group rounded alone.",
+    )
+
+
+def _engines_table(found: Recommendation) -> Table:
+    """Returns which engines' files can say the assignment, and why the others cannot."""
+    assignment = found.assignment
+    made = export_files(assignment, [*assignment.formats, *assignment.kept])
+    rows = [(name, "; ".join(made.notes.get(name, ())) or "as it is") for name in made.files]
+    rows += list(made.left_out.items())
+    return Table(
+        "Files for inference engines",
+        ("file or engine", "what it says, or why it cannot"),
+        tuple(rows),
+        "Linear layers that are kept, and everything that is no linear layer, stay in the model's "
+        "own dtype.",
     )
 
 

@@ -58,8 +58,8 @@ def kept_recommendation(directory: Path) -> tuple[Section, ...]:
     try:
         state = read_study(beside)
         told = read_told(beside)
+        made = make_diagnosis(state.plan, state.records, state.witnesses, state.notes, told=told)
     except InputError:
-        return ()  # damaged: its own command says so
-    made = make_diagnosis(state.plan, state.records, state.witnesses, state.notes, told=told)
+        return ()  # damaged, or without a solution: its own command says so
     found = made.recommendation
     return () if found is None else (recommendation_section(found),)

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from noisescope.report.figures import estimate_text, number_text, percent
+from noisescope.report.figures import counted, estimate_text, number_text, percent
 from noisescope.report.recommendation import recommendation_claims, span_text
 from noisescope.report.table import Columns, fitting, plain, plain_table
 from noisescope.report.terminal import point
@@ -24,8 +24,8 @@ def print_recommendation(console: Console, diagnosis: Diagnosis) -> None:
     console.print(
         plain(
             f"{diagnosis.config['model']}: {', '.join(options.formats)} for {what} of "
-            f"{len(options.groups)} groups, {len(options.kept)} modules kept; "
-            f"{len(diagnosis.plan.samples)} samples"
+            f"{counted(len(options.groups), 'group')}, {counted(len(options.kept), 'module')} "
+            f"kept; {counted(len(diagnosis.plan.samples), 'sample')}"
         )
     )
     console.print(plain_table(_assigned(found, console.width)))
@@ -42,7 +42,7 @@ def print_recommendation(console: Console, diagnosis: Diagnosis) -> None:
 def _assigned(found: Recommendation, width: int) -> Columns:
     rows = found.assigned
     columns: Columns = {
-        "assignment": [" and ".join([a.name, *a.also]) for a in rows],
+        "assignment": [a.name for a in rows],
         "bits": [f"{a.bits:.2f}" for a in rows],
         "predicted": [number_text(a.predicted.kl_nats) for a in rows],
         "measured KL, nats/token": [
@@ -61,11 +61,11 @@ def _groups(found: Recommendation, width: int) -> Columns:
     kl_GF, formats = found.choices.kl_GF, found.options.formats
     coarsest = int(found.choices.bits_GF.mean(axis=0).argmin())
     order = sorted(range(len(kl_GF)), key=lambda row: -kl_GF[row, coarsest])[:_MOST_GROUPS]
+    chosen = found.best.chosen
     columns: Columns = {
         "group": [found.options.groups[row].name for row in order],
-        "format": [formats[found.best.chosen[row]] for row in order],
+        "format": [formats[chosen[row]] for row in order],
+        "predicted KL": [number_text(float(kl_GF[row, chosen[row]])) for row in order],
+        f"in {formats[coarsest]}": [number_text(float(kl_GF[row, coarsest])) for row in order],
     }
-    for number, name in enumerate(formats):
-        columns[f"KL in {name}"] = [number_text(float(kl_GF[row, number])) for row in order]
-    narrower: list[tuple[str, list[str] | None]] = [(f"KL in {name}", None) for name in formats]
-    return fitting(columns, narrower[1:], width)
+    return fitting(columns, [(f"in {formats[coarsest]}", None), ("predicted KL", None)], width)

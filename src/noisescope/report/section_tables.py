@@ -21,6 +21,10 @@ from noisescope.report.shares import predicted_share
 from noisescope.study import Diagnosis
 
 _MOST_OUTLIERS = 40
+_SOFTMAX = (
+    " A softmax shows less: its masked entries stay zero, and dividing by the sum takes part of "
+    "the error back."
+)
 
 
 def condition_table(diagnosis: Diagnosis, title: str, summaries: Sequence[Summary]) -> Table:
@@ -182,7 +186,7 @@ def _effects(diagnosis: Diagnosis) -> Table:
 def coverage(diagnosis: Diagnosis, rows: Sequence[CoverageRow]) -> Table:
     """Returns the coverage: per operator the sites seen, selected and perturbed, and the dose."""
     asked = diagnosis.config["noise_scale"]
-    note = "Nothing says how much was asked for." if asked is None else f"Asked for: {asked:g}."
+    note = "" if asked is None else f"Asked for: {asked:g}."
     return Table(
         "Coverage by operator",
         ("operator", "seen", "selected", "perturbed", "outputs", "dose"),
@@ -194,6 +198,5 @@ def coverage(diagnosis: Diagnosis, rows: Sequence[CoverageRow]) -> Table:
             )
             for row in rows
         ),
-        f"{note} A softmax shows less: its masked entries stay zero, and dividing by the sum takes "
-        "part of the error back.",
+        note + (_SOFTMAX if any(r.operator == "softmax" and r.perturbed for r in rows) else ""),
     )

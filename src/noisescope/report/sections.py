@@ -158,7 +158,7 @@ def _agreement(found: Agreement) -> str:
 def _dose(diagnosis: Diagnosis) -> Section | None:
     found = diagnosis.findings
     told = claims.avalanche(diagnosis)
-    if not found.responses:
+    if not found.responses and diagnosis.config["noise_scale"] is not None:
         told = ["No dose and response: one scale was measured; --scales measures more.", *told]
     parts = diagnosis.chosen.get(PARTS, ())
     pictures = [

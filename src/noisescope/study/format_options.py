@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisescope.analyse.predict import mean_and_error
 from noisescope.analyse.recommend import Choices, Point, fewest_bits, least_loss
@@ -26,8 +27,7 @@ class FormatOptions:
         operand: `weights`, or `both`: the activations that meet them too.
         groups: The weights that choose together.
         kept: Modules that stay as they are, each with the reason.
-        weight_errors: Of each group and format, the mean square error of the weights over their
-            mean square.
+        weight_errors: Of each group and format, the sum of the squared errors of the weights.
         bits: The most bits per weight; None where a loss is given.
         kl_nats: The most predicted loss, in nats per token; None where bits are given.
         other_parameters: Parameters of the model that choose nothing.
@@ -89,13 +89,22 @@ class FormatOptions:
             [_predicted(profile, group, numbers[name]) for name in self.formats]
             for group in self.groups
         ]
+        return self._choices(np.array(kl_GF))
+
+    def _choices(self, kl_GF: NDArray[np.float64]) -> Choices:
         return Choices(
             tuple(group.name for group in self.groups),
             self.formats,
-            np.array(kl_GF),
+            kl_GF,
             np.array([[self.bits_of(g, name) for name in self.formats] for g in self.groups]),
             np.array([g.weights * g.active_share for g in self.groups], dtype=np.float64),
         )
+
+    def check_bits(self) -> None:
+        """Raises InputError for bits that not even the cheapest formats keep within."""
+        if self.bits is not None:
+            nothing = np.zeros((len(self.groups), len(self.formats)))
+            least_loss(self._choices(nothing), self.bits)
 
     def best(self, choices: Choices) -> Point:
         """Returns the recommended assignment.

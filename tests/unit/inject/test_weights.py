@@ -19,6 +19,13 @@ CHANCE = RoundTo("int4_g8", "weights", "stochastic")
 IDS = torch.tensor([[5, 9, 11, 3]])
 
 
+@pytest.fixture(autouse=True)
+def without_gradients():
+    """Nothing is kept of a weight that is being trained."""
+    with torch.no_grad():
+        yield
+
+
 def parameter(*shape, seed=0):
     return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
@@ -181,3 +188,21 @@ def test_what_a_session_keeps_for_itself_is_freed_when_it_ends():
         model(input_ids=IDS)
         assert session.weights.held_bytes > 0
     assert session.weights.held_bytes == 0
+
+
+@pytest.mark.parametrize("how", ["fused", "data"])
+def test_a_weight_that_is_trained_is_rounded_anew_in_every_pass(how):
+    """A fused optimizer, and writing through `.data`, leave the weight's version as it was."""
+    model = small_model("llama")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad(), inject(model, NEAREST, operators="linear"):
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            if how == "fused":
+                optimizer.step()
+            else:
+                model.model.layers[0].mlp.up_proj.weight.data.mul_(0.5)
+        kept = model(input_ids=IDS).logits
+    with inject(model, NEAREST, operators="linear"):
+        fresh = model(input_ids=IDS).logits
+    assert torch.equal(kept, fresh)

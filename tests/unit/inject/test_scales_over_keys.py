@@ -1,4 +1,4 @@
-"""Formats whose elements share a scale do not fall on outputs over keys, where company would tell."""
+"""Formats whose elements share a scale do not fall on outputs over keys: company would tell."""
 
 import pytest
 import torch

@@ -94,6 +94,7 @@ def test_copies_of_a_weight_that_is_trained_do_not_pile_up():
         assert weights.held_bytes == weight.numel() * 4
 
 
+@torch.enable_grad()
 def test_a_session_over_a_trained_model_rounds_the_weights_of_every_step():
     model = OneOperator(nn.Linear(16, 4))
     x = torch.randn(3, 16)
@@ -161,6 +162,7 @@ def test_a_weight_that_is_no_parameter_is_never_kept(made):
     assert len(made) == 8 and weights.held_bytes == 0
 
 
+@torch.enable_grad()
 def test_a_copy_made_in_inference_mode_serves_a_pass_with_gradients():
     model = small_model("llama")
     with inject(model, NEAREST, operators="linear"):

@@ -23,7 +23,7 @@ from noisescope import LoadedModel, Task, load_model, load_task
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.diagnose.recommend import recommend_formats
 from noisescope.report.figures import estimate_text, number_text
-from noisescope.report.recommendation import span_text
+from noisescope.report.recommendation.section import span_text
 from noisescope.versions import versions
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +45,7 @@ SETTINGS = {
         Setting(("nvfp4", "fp8_e4m3", "bf16"), 4.8, "both"),
         Setting(("int3_g32", "int4_g32", "int6_g32", "int8_g32"), 5.1, "weights"),
     ),
-    "demo": (
-        Setting(("int3_g32", "int4_g32", "int6_g32", "int8_g32"), 5.0, "both"),
-    ),
+    "demo": (Setting(("int3_g32", "int4_g32", "int6_g32", "int8_g32"), 5.0, "both"),),
 }
 
 

@@ -13,9 +13,9 @@ import pytest
 from helpers.diagnoses import whole_diagnosis, with_name
 from helpers.hostile import HOSTILE, hostile_sections
 
-from noisescope.report.page import page_bytes
-from noisescope.report.paint import THEME, contrast
-from noisescope.report.sections import diagnosis_sections, report_files
+from noisescope.report.page.page import page_bytes
+from noisescope.report.page.sections import diagnosis_sections, report_files
+from noisescope.report.pictures.paint import THEME, contrast
 
 ARTEFACTS = Path(os.environ.get("NOISESCOPE_ARTEFACTS", Path(__file__).parents[2] / ".artefacts"))
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}

@@ -1,7 +1,7 @@
 """Names that would do harm if they became markup, a formula, a template or a word of a shell."""
 
-from noisescope.report.page import Picture, Section, Table
-from noisescope.report.paint import BAR, drawable, new_figure
+from noisescope.report.page.page import Picture, Section, Table
+from noisescope.report.pictures.paint import BAR, drawable, new_figure
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -78,16 +78,21 @@ def test_an_import_that_points_up_or_sideways_is_found():
 
 
 def modules_of(room: str) -> dict[str, set[str]]:
-    """Returns which files of a folder each of its files imports."""
+    """Returns which files of a folder, at any depth in it, each of its files imports."""
     folder = SOURCE / room
-    names = {p.stem for p in folder.glob("*.py")} - {"__init__"}
+    paths = {
+        ".".join(p.relative_to(SOURCE).with_suffix("").parts): p
+        for p in folder.rglob("*.py")
+        if p.name != "__init__.py"
+    }
     return {
         name: {
-            parts[1]
-            for full in imported_modules((folder / f"{name}.py").read_text())
-            if (parts := full.split("."))[0] == room and len(parts) > 1 and parts[1] in names
+            other
+            for full in imported_modules(path.read_text())
+            for other in paths
+            if full == other or full.startswith(f"{other}.")
         }
-        for name in names
+        for name, path in paths.items()
     }
 
 

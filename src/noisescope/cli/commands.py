@@ -33,8 +33,8 @@ from noisescope.report import (
 )
 from noisescope.report.figures import counted
 from noisescope.report.profile_text import print_profile
-from noisescope.report.recommendation_output import kept_recommendation
-from noisescope.report.recommendation_text import print_recommendation
+from noisescope.report.recommendation.output import kept_recommendation
+from noisescope.report.recommendation.text import print_recommendation
 from noisescope.report.terminal import print_diagnosis, print_sites, print_state, progress_bar
 from noisescope.study import (
     Diagnosis,

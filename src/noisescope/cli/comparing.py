@@ -19,8 +19,8 @@ from noisescope.errors import InputError
 from noisescope.models import LoadedModel, load_model
 from noisescope.models.checkpoint import CONFIG_NAME
 from noisescope.report import check_empty
-from noisescope.report.contrast_output import write_contrast
-from noisescope.report.contrast_text import print_contrast, print_rulings
+from noisescope.report.contrast.output import write_contrast
+from noisescope.report.contrast.text import print_contrast, print_rulings
 from noisescope.report.terminal import progress_bar
 from noisescope.study import is_study, read_study
 from noisescope.study.contrast import MODELS, STUDIES, Contrast

@@ -19,13 +19,13 @@ from noisescope.errors import InputError, near_names
 from noisescope.export import EXPORTS, export_files
 from noisescope.models import LoadedModel
 from noisescope.report import PAGE, write_report
-from noisescope.report.recommendation_output import (
+from noisescope.report.recommendation.output import (
     BESIDE,
     exports_of,
     kept_recommendation,
     write_recommendation,
 )
-from noisescope.report.recommendation_text import print_recommendation
+from noisescope.report.recommendation.text import print_recommendation
 from noisescope.report.terminal import progress_bar
 from noisescope.study import (
     Margins,

@@ -5,8 +5,6 @@ importing noisescope is to change nothing.
 """
 
 from noisescope.report.conclusion import sentences, verdict
-from noisescope.report.dose import draw_doses
-from noisescope.report.heatmap import draw_heatmap
 from noisescope.report.output import (
     check_empty,
     check_output,
@@ -15,10 +13,12 @@ from noisescope.report.output import (
     write_profile_report,
     write_report,
 )
-from noisescope.report.page import Picture, Section, Table, page_bytes, picture_files
-from noisescope.report.profile_map import draw_profile
+from noisescope.report.page.page import Picture, Section, Table, page_bytes, picture_files
+from noisescope.report.page.sections import PAGE, diagnosis_sections, report_files
+from noisescope.report.pictures.dose import draw_doses
+from noisescope.report.pictures.heatmap import draw_heatmap
+from noisescope.report.pictures.profile_map import draw_profile
 from noisescope.report.result import result_of, write_result
-from noisescope.report.sections import PAGE, diagnosis_sections, report_files
 
 __all__ = [
     "PAGE",

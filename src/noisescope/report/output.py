@@ -8,11 +8,11 @@ from typing import Any
 
 from noisescope.errors import InputError
 from noisescope.profile import Profile
-from noisescope.report.page import Section
-from noisescope.report.profile_map import draw_profile
+from noisescope.report.page.page import Section
+from noisescope.report.page.sections import report_files
+from noisescope.report.pictures.profile_map import draw_profile
 from noisescope.report.result import result_bytes, without_nan
 from noisescope.report.result_findings import profile_json
-from noisescope.report.sections import report_files
 from noisescope.study import Diagnosis
 from noisescope.study.files import replace_file
 from noisescope.study.kept_profile import PROFILE, profile_bytes

@@ -11,7 +11,7 @@ from noisescope.analyse import Response
 from noisescope.analyse.predict import mean_and_error
 from noisescope.profile import Profile, SiteProfile
 from noisescope.report.conclusion import sentences, verdict
-from noisescope.report.recommendation_result import recommendation_json
+from noisescope.report.recommendation.result import recommendation_json
 from noisescope.report.shares import position_shares, top_channels
 from noisescope.study import Diagnosis
 

@@ -15,11 +15,11 @@ from noisescope.analyse.change import Sides, adjusted, make_change
 from noisescope.analyse.gate import judge, parse_gate
 from noisescope.inject import Dose
 from noisescope.records import CLEAN
-from noisescope.report.contrast_output import write_contrast
-from noisescope.report.contrast_page import contrast_sections, contrast_summary
-from noisescope.report.contrast_result import contrast_of
-from noisescope.report.contrast_text import print_contrast, print_rulings
-from noisescope.report.contrast_words import (
+from noisescope.report.contrast.output import write_contrast
+from noisescope.report.contrast.page import contrast_sections, contrast_summary
+from noisescope.report.contrast.result import contrast_of
+from noisescope.report.contrast.text import print_contrast, print_rulings
+from noisescope.report.contrast.words import (
     p_text,
     ruling_text,
     signed_points,

@@ -17,8 +17,9 @@ from matplotlib import image
 from matplotlib.figure import Figure
 
 from noisescope.analyse import Interval
-from noisescope.report import draw_heatmap, heatmap
-from noisescope.report.paint import PREDICTED, drawable
+from noisescope.report import draw_heatmap
+from noisescope.report.pictures import heatmap
+from noisescope.report.pictures.paint import PREDICTED, drawable
 
 RED = (0xB3 / 255, 0x26 / 255, 0x1E / 255)
 

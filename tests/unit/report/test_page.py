@@ -12,8 +12,8 @@ from helpers.hostile import HOSTILE
 from helpers.hostile import made_picture as picture
 from helpers.hostile import made_section as section
 
-from noisescope.report.page import Picture, csv_bytes, page_bytes, picture_files
-from noisescope.report.paint import new_figure
+from noisescope.report.page.page import Picture, csv_bytes, page_bytes, picture_files
+from noisescope.report.pictures.paint import new_figure
 
 
 class Outline(HTMLParser):

@@ -5,7 +5,7 @@ import itertools
 import matplotlib.colors
 import pytest
 
-from noisescope.report.paint import (
+from noisescope.report.pictures.paint import (
     DASHES,
     MARKERS,
     RAMP,

@@ -20,13 +20,13 @@ from helpers.diagnoses import (
 from noisescope.analyse import Interval
 from noisescope.noise import RelativeGaussian
 from noisescope.report import result_of, sentences
-from noisescope.report.cells import SUM, grid_of, label_of
-from noisescope.report.condition_picture import condition_picture
 from noisescope.report.figures import estimate_text, points_text
-from noisescope.report.how import command_of, how_section
-from noisescope.report.page import Section, page_bytes
-from noisescope.report.prediction_picture import short_site
-from noisescope.report.sections import PAGE, diagnosis_sections, report_files, summary_of
+from noisescope.report.page.how import command_of, how_section
+from noisescope.report.page.page import Section, page_bytes
+from noisescope.report.page.sections import PAGE, diagnosis_sections, report_files, summary_of
+from noisescope.report.pictures.cells import SUM, grid_of, label_of
+from noisescope.report.pictures.conditions import condition_picture
+from noisescope.report.pictures.prediction import short_site
 from noisescope.study import Margins, Told
 
 ORDER = [

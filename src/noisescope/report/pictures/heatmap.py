@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from noisescope.analyse import Interval, Prediction, Summary
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import (
     BAR,
     EDGE,
     FAINT,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from noisescope.analyse.gate import Ruling
 from noisescope.errors import InputError
-from noisescope.report.contrast_page import contrast_sections, contrast_summary, contrast_title
-from noisescope.report.contrast_result import contrast_bytes
-from noisescope.report.page import page_bytes, picture_files
+from noisescope.report.contrast.page import contrast_sections, contrast_summary, contrast_title
+from noisescope.report.contrast.result import contrast_bytes
+from noisescope.report.page.page import page_bytes, picture_files
 from noisescope.study.contrast import Contrast
 from noisescope.study.files import replace_file
 

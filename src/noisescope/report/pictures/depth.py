@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from noisescope.report.figures import ratio_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import EDGE, PREDICTED, dress, logarithmic, new_figure
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import EDGE, PREDICTED, dress, logarithmic, new_figure
 from noisescope.study import Diagnosis
 
 

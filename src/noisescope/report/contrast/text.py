@@ -6,7 +6,7 @@ from rich.console import Console
 
 from noisescope.analyse.change import Change
 from noisescope.analyse.gate import Ruling
-from noisescope.report.contrast_words import (
+from noisescope.report.contrast.words import (
     BETWEEN,
     NAMES,
     WORDS,

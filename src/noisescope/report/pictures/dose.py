@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from noisescope.analyse import Response
 from noisescope.analyse.dose_response import ScaleResponse
 from noisescope.report.figures import estimate_text, number_text, ratio_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import (
     DASHES,
     INK,
     MARKERS,

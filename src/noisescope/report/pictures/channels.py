@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from noisescope.report.figures import counted, number_text, times_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import (
     EDGE,
     FAINT,
     INK,
@@ -16,7 +16,7 @@ from noisescope.report.paint import (
     logarithmic,
     new_figure,
 )
-from noisescope.report.prediction_picture import short_site
+from noisescope.report.pictures.prediction import short_site
 from noisescope.study import Diagnosis
 from noisescope.study.kept_channels import ModuleChannels
 

@@ -16,7 +16,7 @@ from noisescope.report.figures import (
     share_text,
     times_text,
 )
-from noisescope.report.page import Table
+from noisescope.report.page.page import Table
 from noisescope.report.shares import predicted_share
 from noisescope.study import Diagnosis
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from noisescope.analyse import Interval, Prediction
 from noisescope.analyse.predict import TOLERANCE, departs
-from noisescope.report.cells import label_of
 from noisescope.report.figures import estimate_text, number_text, times_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.cells import label_of
+from noisescope.report.pictures.paint import (
     FAINT,
     GRID,
     INK,

@@ -11,20 +11,21 @@ from pathlib import Path
 
 from noisescope.analyse import Agreement, Summary, Worst
 from noisescope.inject import coverage_table
-from noisescope.report import claims, section_tables
-from noisescope.report.channel_picture import channel_picture
+from noisescope.report import claims
 from noisescope.report.conclusion import topics
-from noisescope.report.condition_picture import condition_picture
-from noisescope.report.depth_picture import depth_picture
-from noisescope.report.dose import dose_picture
 from noisescope.report.figures import counted, estimate_text, points_text, ratio_text, times_text
-from noisescope.report.heatmap import measures_picture
-from noisescope.report.how import how_section
-from noisescope.report.map_picture import map_picture
-from noisescope.report.page import Picture, Section, Table, page_bytes, picture_files
-from noisescope.report.prediction_picture import prediction_picture
-from noisescope.report.profile_map import sites_picture
-from noisescope.report.recommendation import recommendation_claims, recommendation_section
+from noisescope.report.page import section_tables
+from noisescope.report.page.how import how_section
+from noisescope.report.page.page import Picture, Section, Table, page_bytes, picture_files
+from noisescope.report.pictures.channels import channel_picture
+from noisescope.report.pictures.conditions import condition_picture
+from noisescope.report.pictures.depth import depth_picture
+from noisescope.report.pictures.dose import dose_picture
+from noisescope.report.pictures.heatmap import measures_picture
+from noisescope.report.pictures.map import map_picture
+from noisescope.report.pictures.prediction import prediction_picture
+from noisescope.report.pictures.profile_map import sites_picture
+from noisescope.report.recommendation.section import recommendation_claims, recommendation_section
 from noisescope.study import Diagnosis
 from noisescope.study.steps import BLAME, PARTS, SITES
 

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from noisescope.report.cells import SUM, Cell, Grid, Measured, grid_of
 from noisescope.report.figures import counted, estimate_text, number_text, times_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.cells import SUM, Cell, Grid, Measured, grid_of
+from noisescope.report.pictures.paint import (
     FAINT,
     INK,
     MISSING,

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from noisescope.analyse.gate import Ruling
-from noisescope.report.contrast_pictures import draw_differences, draw_models, draw_studies
-from noisescope.report.contrast_text import condition_columns, model_columns, notes
-from noisescope.report.contrast_words import (
+from noisescope.report.contrast.pictures import draw_differences, draw_models, draw_studies
+from noisescope.report.contrast.text import condition_columns, model_columns, notes
+from noisescope.report.contrast.words import (
     NAMES,
     advice,
     headline,
     ruling_text,
     statements,
 )
-from noisescope.report.page import Section, Table
+from noisescope.report.page.page import Section, Table
 from noisescope.report.table import Columns
 from noisescope.study.contrast import MODELS, Contrast, Party
 

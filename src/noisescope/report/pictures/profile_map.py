@@ -12,10 +12,10 @@ from matplotlib.patches import Rectangle
 from noisescope.analyse import mean_and_error
 from noisescope.analyse.standouts import within_layer
 from noisescope.profile import Array, Profile, SiteProfile
-from noisescope.report.cells import label_of
 from noisescope.report.figures import number_text, per_cent
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.cells import label_of
+from noisescope.report.pictures.paint import (
     FAINT,
     HEAT,
     INK,

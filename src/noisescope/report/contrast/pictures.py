@@ -8,9 +8,17 @@ import numpy as np
 
 from noisescope.analyse.change import FELL, OPEN, ROSE, SAME, Change
 from noisescope.records import CLEAN
-from noisescope.report.contrast_words import BETWEEN, NAMES, difference_text, p_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import FAINT, INK, PREDICTED, WORST, drawable, dress, new_figure
+from noisescope.report.contrast.words import BETWEEN, NAMES, difference_text, p_text
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import (
+    FAINT,
+    INK,
+    PREDICTED,
+    WORST,
+    drawable,
+    dress,
+    new_figure,
+)
 from noisescope.study.contrast import Contrast
 
 _LEGIBLE = 40  # rows of a picture

@@ -12,8 +12,8 @@ from noisescope.analyse import Interval
 from noisescope.analyse.predict import departs
 from noisescope.export import export_files
 from noisescope.report.figures import counted, estimate_text, number_text, percent, points_text
-from noisescope.report.page import Picture, Section, Table
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture, Section, Table
+from noisescope.report.pictures.paint import (
     DASHES,
     INK,
     MARKERS,

@@ -8,8 +8,8 @@ from typing import Any
 from noisescope.analyse import Interval
 from noisescope.analyse.change import Change
 from noisescope.analyse.gate import Ruling, exit_status
-from noisescope.report.contrast_text import notes
-from noisescope.report.contrast_words import statements
+from noisescope.report.contrast.text import notes
+from noisescope.report.contrast.words import statements
 from noisescope.report.result import without_nan
 from noisescope.study.contrast import Contrast, Party, same_model
 

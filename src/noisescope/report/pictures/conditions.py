@@ -7,8 +7,8 @@ from typing import Any
 
 from noisescope.analyse import Interval, Prediction, Summary
 from noisescope.report.figures import estimate_text, number_text, percent, points_text
-from noisescope.report.page import Picture
-from noisescope.report.paint import (
+from noisescope.report.page.page import Picture
+from noisescope.report.pictures.paint import (
     EDGE,
     FAINT,
     INK,
@@ -19,7 +19,7 @@ from noisescope.report.paint import (
     logarithmic,
     new_figure,
 )
-from noisescope.report.prediction_picture import short_site
+from noisescope.report.pictures.prediction import short_site
 from noisescope.study import Diagnosis
 
 _WIDEST_LINEAR = 30.0  # largest over smallest KL that a linear axis still shows

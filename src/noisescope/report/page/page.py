@@ -1,7 +1,7 @@
 """The page: sections with figures and tables as one HTML file that needs nothing else.
 
-Text goes into the template escaped, figures as SVG (report.vector), each also as PNG and its data
-as CSV. What the sections say of a diagnosis is in report.sections; nothing here knows of one.
+Text goes into the template escaped, figures as SVG (vector.py), each also as PNG and its data
+as CSV. What the sections say of a diagnosis is in sections.py; nothing here knows of one.
 """
 
 import base64
@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from noisescope.report.paint import THEME, png_of
-from noisescope.report.vector import svg_of
+from noisescope.report.page.vector import svg_of
+from noisescope.report.pictures.paint import THEME, png_of
 
 _HERE = Path(__file__).parent
 _SLUG = re.compile(r"[a-z][a-z0-9-]*")

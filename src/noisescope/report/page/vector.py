@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import matplotlib
 from matplotlib.figure import Figure
 
-from noisescope.report.paint import THEME, settle
+from noisescope.report.pictures.paint import THEME, settle
 
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _PIXELS_PER_POINT = 96 / 72

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from noisescope.report.page import Section, Table, plain
+from noisescope.report.page.page import Section, Table, plain
 from noisescope.study import Diagnosis, Margins
 
 _ERROR_TYPES = {

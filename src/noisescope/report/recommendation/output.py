@@ -8,8 +8,8 @@ from pathlib import Path
 from noisescope.errors import InputError
 from noisescope.export import Exports, export_files
 from noisescope.report.output import write_into, write_report
-from noisescope.report.page import Section
-from noisescope.report.recommendation import recommendation_section
+from noisescope.report.page.page import Section
+from noisescope.report.recommendation.section import recommendation_section
 from noisescope.study import Diagnosis, is_study, make_diagnosis, read_study, read_told
 from noisescope.study.recommended import Recommendation
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from noisescope.report.figures import counted, estimate_text, number_text, percent
-from noisescope.report.recommendation import recommendation_claims, span_text
+from noisescope.report.recommendation.section import recommendation_claims, span_text
 from noisescope.report.table import Columns, fitting, plain, plain_table
 from noisescope.report.terminal import point
 from noisescope.study import Diagnosis

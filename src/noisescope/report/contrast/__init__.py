@@ -1,0 +1,1 @@
+"""Two studies or two models beside each other: terminal, page, result file."""

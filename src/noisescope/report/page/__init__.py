@@ -1,0 +1,1 @@
+"""The page: one HTML file, its sections, and what they are made of."""

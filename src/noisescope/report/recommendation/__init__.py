@@ -1,0 +1,1 @@
+"""A recommendation of formats: terminal, page, result file, files for engines."""

@@ -126,6 +126,7 @@ def test_errors_in_a_plain_model_add_and_stay_on_the_line():
     assert found.critical.low * 0.9 < (0.01 / c) ** 0.5 < found.critical.high * 1.1
 
 
+@pytest.mark.slow
 def test_gpt_nano_sort_has_an_avalanche_and_a_critical_scale():
     nano = load_model(shared_path("models/gpt-nano-sort"), dtype="float32", device="cpu")
     generator = torch.Generator().manual_seed(0)

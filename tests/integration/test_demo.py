@@ -35,6 +35,7 @@ def test_it_is_a_qwen2_of_the_promised_size(demo):
     assert demo.tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_it_solves_at_least_95_percent_of_the_unseen_questions(demo):
     task = load_task(demo_questions())
     assert len(task.samples) == QUESTIONS

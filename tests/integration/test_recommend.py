@@ -1,7 +1,10 @@
 """`noisescope recommend`: of a model and of a study, its files, and what it refuses."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 
 import pytest
 from helpers.commands import (
@@ -37,6 +40,24 @@ def place(origin, tmp_path, monkeypatch):
     return work_with(origin, tmp_path, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def made(origin, tmp_path_factory):
+    """A recommendation that was carried out, and what it said; nobody changes it."""
+    place, said = tmp_path_factory.mktemp("made"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        in_small_units(patch)
+        work_with(origin, place, patch)
+        assert run(GOOD) == 0
+    return place, said.getvalue()
+
+
+@pytest.fixture
+def found(made, place):
+    """A copy of it in the working directory."""
+    shutil.copytree(made[0] / "found", place / "found")
+    return place / "found"
+
+
 MODEL = ["recommend", "untied", "--data=test.parquet", "--max-new-tokens=3", "--device=cpu"]
 MODEL += ["--memory-gib=1", "--formats=int3_g8,int4_g8,int8_g8", "--quantize=weights"]
 GOOD = [*MODEL, "--bits=9", "--out=found"]
@@ -46,10 +67,9 @@ def result_of(directory):
     return json.loads((directory / "result.json").read_text())["recommendation"]
 
 
-def test_it_keeps_within_the_bits_and_says_so(place, capsys):
-    assert run(GOOD) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    found = result_of(place / "found")
+def test_it_keeps_within_the_bits_and_says_so(made):
+    told = " ".join(made[1].split())
+    found = result_of(made[0] / "found")
     assert found["bits_per_weight"] <= 9
     assert "with at most 9 bits per weight" in told.lower()
     assert "Written: found/" in told and "exports/assignment.json" in told
@@ -60,9 +80,8 @@ def test_it_keeps_within_the_bits_and_says_so(place, capsys):
     assert found["bits_per_weight"] == pytest.approx(bits, rel=1e-12)
 
 
-def test_what_is_recommended_was_measured_beside_what_is_not(place):
-    assert run(GOOD) == 0
-    assignments = result_of(place / "found")["assignments"]
+def test_what_is_recommended_was_measured_beside_what_is_not(made):
+    assignments = result_of(made[0] / "found")["assignments"]
     names = {name for one in assignments for name in (one, *assignments[one]["also"])}
     assert {"recommended", "last layers high", "by weight error", "all int4_g8"} <= names
     for name, one in assignments.items():
@@ -76,9 +95,8 @@ def test_what_is_recommended_was_measured_beside_what_is_not(place):
     assert all(least <= predicted[name] for name in rivals if name in predicted)
 
 
-def test_a_bound_on_the_loss_takes_the_fewest_bits(place):
-    assert run([*MODEL, "--bits=9", "--out=by-bits"]) == 0
-    by_bits = result_of(place / "by-bits")
+def test_a_bound_on_the_loss_takes_the_fewest_bits(made, place):
+    by_bits = result_of(made[0] / "found")
     bound = by_bits["assignments"]["recommended"]["predicted_kl_nats_per_token"]
     assert run([*MODEL, f"--kl={bound * 1.0001}", "--out=by-loss"]) == 0
     by_loss = result_of(place / "by-loss")
@@ -89,12 +107,12 @@ def test_a_bound_on_the_loss_takes_the_fewest_bits(place):
 
 def test_the_model_and_its_directory_are_untouched(place):
     before = files_of(place / "untied")
-    assert run(GOOD) == 0
+    assert run([*MODEL, "--bits=9"]) == 0
     assert files_of(place / "untied") == before
 
 
-def test_engines_files_name_modules_of_the_model(place):
-    assert run(GOOD) == 0
+def test_engines_files_name_modules_of_the_model(made):
+    place = made[0]
     assignment = read_plain((place / "found/exports/assignment.json").read_text())
     assert isinstance(assignment, Assignment)
     modules = dict(load_model(str(place / "untied")).model.named_modules())
@@ -107,7 +125,7 @@ def test_engines_files_name_modules_of_the_model(place):
 
 
 def test_stopped_it_goes_on_to_the_same_bytes(place, monkeypatch, capsys):
-    assert run(GOOD) == 0
+    assert run(GOOD) == 0  # here: the report names the directory of the model
     with interrupted_in_unit(monkeypatch, 2):
         assert run([*MODEL, "--bits=9", "--out=again"]) == 130
     assert "run the same command to go on" in capsys.readouterr().err
@@ -119,13 +137,12 @@ def test_stopped_it_goes_on_to_the_same_bytes(place, monkeypatch, capsys):
     }
 
 
-def test_another_goal_in_the_same_directory_is_refused(place, capsys):
-    assert run(GOOD) == 0
-    before = files_of(place / "found")
+def test_another_goal_in_the_same_directory_is_refused(found, capsys):
+    before = files_of(found)
     capsys.readouterr()
     assert run([*MODEL, "--bits=8", "--out=found"]) == 2
     assert "--bits" in capsys.readouterr().err
-    assert files_of(place / "found") == before
+    assert files_of(found) == before
 
 
 def test_of_a_study_it_takes_model_and_data_and_joins_its_report(place, capsys):
@@ -144,9 +161,8 @@ def test_of_a_study_it_takes_model_and_data_and_joins_its_report(place, capsys):
     assert 'id="recommendation"' in (place / "study/report.html").read_text()
 
 
-def test_show_tells_it_again_without_the_model(place, capsys):
-    assert run(GOOD) == 0
-    said = capsys.readouterr().out
+def test_show_tells_it_again_without_the_model(made, found, capsys):
+    said = made[1]
     assert run(["show", "found"]) == 0
     shown = capsys.readouterr().out
     start = "Recommendation\n"
@@ -154,6 +170,29 @@ def test_show_tells_it_again_without_the_model(place, capsys):
     assert shown.partition(start)[2].split("Written")[0].split() == (
         said.partition(start)[2].split("No file for")[0].split("Written")[0].split()
     )
+
+
+def test_a_recommendation_is_not_recommended_of_into_itself(found, capsys):
+    before = files_of(found)
+    words = ["recommend", "found", "--bits=9", "--formats=int4_g8,int8_g8"]
+    assert "found holds a recommendation: name the directory" in refusal(capsys, *words)
+    assert files_of(found) == before
+
+
+def test_bits_that_nothing_keeps_within_leave_nothing_behind(place, capsys):
+    assert run([*SMALL_STUDY, "--out=study"]) == 0
+    capsys.readouterr()
+    words = ["recommend", "study", "--formats=int4_g8,int8_g8", "--quantize=weights", "--bits=1"]
+    assert "the cheapest of these formats takes" in refusal(capsys, *words)
+    assert not (place / "study/recommend").exists()
+
+
+def test_what_a_goal_cannot_reach_does_not_stop_the_study_beside_it(place, capsys):
+    assert run([*SMALL_STUDY, "--out=study"]) == 0
+    words = ["recommend", "study", "--formats=int4_g8,int8_g8", "--quantize=weights"]
+    assert run([*words, "--kl=1e-30", "--memory-gib=1"]) == 2
+    capsys.readouterr()
+    assert run([*SMALL_STUDY, "--out=study"]) == 0
 
 
 REFUSED = {

@@ -22,6 +22,14 @@ IDS = torch.tensor([[5, 9, 11, 3, 8, 20, 31], [7, 7, 8, 2, 40, 41, 42]])
 FORMATS = ("int8", "int4_g16_asym", "fp8_e4m3_tensor", "nvfp4", "mxfp4")
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random weights and inputs in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def round_weight(weight, name, axis=-1):
     """Rounds [O, K], or [K, O] at axis -2, or each of a stack of them."""
     turned = weight.detach() if axis == -1 else weight.detach().transpose(-2, -1)

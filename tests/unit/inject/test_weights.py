@@ -97,7 +97,7 @@ def test_copies_of_a_weight_that_is_trained_do_not_pile_up():
 @torch.enable_grad()
 def test_a_session_over_a_trained_model_rounds_the_weights_of_every_step():
     model = OneOperator(nn.Linear(16, 4))
-    x = torch.randn(3, 16)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
     with inject(model, NEAREST):
         for _ in range(3):

@@ -27,6 +27,14 @@ LENGTHS = (11, 5, 8)
 MODULES = {"llama": "model.layers.1.mlp.down_proj", "gpt2": "transformer.h.1.mlp.c_proj"}
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random weights and inputs in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def conditions_for(family):
     named = MODULES.get(family, MODULES["llama"])
     return (

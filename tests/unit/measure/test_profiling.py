@@ -57,6 +57,7 @@ def test_it_stops_when_the_middle_site_is_known_well_enough(llama):
     assert make_profile(llama, GIVEN, NOISE, options=capped).label_draws == 12
 
 
+@pytest.mark.slow
 def test_two_standard_errors_hold_the_truth_as_often_as_they_say(llama):
     """Sites share their draws, so it is runs that count: 40 of them, of 12 draws each.
 

@@ -41,9 +41,8 @@ class Setting:
 SAMPLES = {"stories260K": 64, "demo": 200}
 SETTINGS = {
     "stories260K": (
-        # As many bits as int4 everywhere has there; then what an engine has.
-        Setting(("int3_g32", "int4_g32", "int6_g32", "int8_g32"), 5.029, "weights"),
-        Setting(("nvfp4", "fp8_e4m3", "bf16"), 4.8, "both"),
+        Setting(("int3_g16", "int4_g16", "int5_g16", "int6_g16"), 6.04, "weights"),
+        Setting(("mxfp4", "mxfp6", "mxfp8"), 5.5, "both"),
     ),
     "demo": (Setting(("int3_g32", "int4_g32", "int6_g32", "int8_g32"), 5.0, "both"),),
 }

@@ -11,6 +11,7 @@ from helpers.model_dirs import save_model
 from noisescope.cli import run
 from noisescope.diagnose import carry_out as study_of_a_diagnosis
 from noisescope.measure import Worker
+from noisescope.report.page import page
 from noisescope.study.kept_profile import PROFILE as PROFILE
 
 REPORT = ("result.json", "report.html", "figures/measures.png", "figures/measures.csv")
@@ -55,6 +56,20 @@ def work_with(origin: Path, place: Path, monkeypatch) -> Path:
 def in_small_units(monkeypatch, samples: int = 2) -> None:
     """Makes new studies keep their records after every so many samples."""
     monkeypatch.setattr(study_of_a_diagnosis, "samples_per_unit", lambda plan: samples)
+
+
+def with_plain_figures(monkeypatch) -> None:
+    """Draws no figure: a second of each command, where the figures are not what is looked at.
+
+    What stands for one still tells its data, so that another figure is another file.
+    """
+
+    def drawn(figure, *words):
+        texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+        return repr(("figure", texts, *map(str, words)))
+
+    monkeypatch.setattr(page, "svg_of", lambda *words: f"<svg><!-- {len(drawn(*words))} --></svg>")
+    monkeypatch.setattr(page, "png_of", lambda figure: drawn(figure).encode())
 
 
 @contextmanager

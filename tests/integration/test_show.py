@@ -12,6 +12,7 @@ from helpers.commands import (
     interrupted_in_unit,
     nothing_measured,
     refusal,
+    with_plain_figures,
     work_with,
     write_small_study,
 )
@@ -28,6 +29,7 @@ def origin(tmp_path_factory):
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
     in_small_units(monkeypatch)
+    with_plain_figures(monkeypatch)
     return work_with(origin, tmp_path, monkeypatch)
 
 

@@ -17,6 +17,7 @@ from helpers.commands import (
     interrupted_in_unit,
     nothing_measured,
     refusal,
+    with_plain_figures,
     work_with,
     write_questions,
     write_small_study,
@@ -49,6 +50,7 @@ def origin(tmp_path_factory):
 def place(origin, tmp_path, monkeypatch):
     """The working directory, with the models and the data; units are of two samples."""
     in_small_units(monkeypatch)
+    with_plain_figures(monkeypatch)
     return work_with(origin, tmp_path, monkeypatch)
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from noisescope.inject.operators import Spelling
-from noisescope.inject.rows import Layout, Rows
-from noisescope.inject.sites import Site
+from noisescope.inject.rows import Layout
 
 Function = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -17,7 +16,7 @@ Layouts = Mapping[Any, Layout]
 
 
 def layouts_of(
-    site: Site, args: Any, kwargs: dict[str, Any], rows: Rows | None, batch: int | None = None
+    operator: str, index: int, args: Any, kwargs: dict[str, Any], batch: int | None
 ) -> Layouts:
     """Tells where the last axis of a call's output and inputs runs over keys.
 
@@ -26,26 +25,24 @@ def layouts_of(
     calls tells, as the shapes do not where T, D and S are equal.
 
     Args:
-        site: The site of the call.
+        operator: The operator.
+        index: Which call of it in its module this is.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        rows: The rows of the pass.
-        batch: Rows of the batch now, where they are more than the pass began with.
+        batch: Rows of the batch now; None where the tokens of rows are not known.
     """
+    if batch is None or operator not in ("softmax", "matmul", "bmm"):
+        return {}
     shapes = [t.shape for t in _tensors((args, kwargs))]
-    if rows is None or rows.is_mixed or not shapes:
+    if not shapes:
         return {}
-    if site.operator == "softmax":
-        is_attention = len(shapes[0]) >= 4 or (
-            len(shapes[0]) == 3 and shapes[0][0] != (batch or rows.sample_BT.shape[0])
-        )
+    if operator == "softmax":
+        is_attention = len(shapes[0]) >= 4 or (len(shapes[0]) == 3 and shapes[0][0] != batch)
         return {"output": "keys", 0: "keys"} if is_attention else {}
-    if site.operator not in ("matmul", "bmm") or len(shapes) < 2:
-        return {}
-    if min(len(shapes[-2]), len(shapes[-1])) < 3:
+    if len(shapes) < 2 or min(len(shapes[-2]), len(shapes[-1])) < 3:
         return {}
     left, right = len(shapes) - 2, len(shapes) - 1
-    if site.index % 2:
+    if index % 2:
         return {left: "keys"}
     is_einsum = bool(args) and isinstance(args[0], str)  # its keys need no transposing
     return {"output": "keys"} if is_einsum else {"output": "keys", right: "transposed"}

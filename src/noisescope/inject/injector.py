@@ -24,7 +24,9 @@ from noisescope.inject.dose import SiteRecord
 from noisescope.inject.elements import Elements, find_mask
 from noisescope.inject.operands import (
     Disturbance,
+    Input,
     disturb,
+    disturb_one,
     falls_on_inputs,
     find_inputs,
     no_address,
@@ -37,14 +39,11 @@ from noisescope.inject.perturb import (
     perturb_rows,
     with_noisy_gradient,
 )
-from noisescope.inject.rows import Layout, Rows
-from noisescope.inject.sites import Site
+from noisescope.inject.rows import Layout, Rows, known_batch
+from noisescope.inject.sites import Site, SiteKey
 from noisescope.inject.tracker import Place, is_recomputing
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
-
-# Region, module, operator and index: what a Site is made of.
-SiteKey = tuple[str, str, str, int]
 
 
 def _everything(value: Tensor, at: Address) -> None:
@@ -90,13 +89,17 @@ class Injector:
 
     def see_at(self, key: SiteKey, is_fused: bool = False) -> SiteRecord:
         """The same for a site whose call was counted already."""
+        record = self._record(key, is_fused)
+        record.pending = 0
+        if not is_recomputing():
+            record.seen += 1
+        return record
+
+    def _record(self, key: SiteKey, is_fused: bool = False) -> SiteRecord:
         record = self.records.get(key)
         if record is None:
             site = Site(*key)
             record = self.records[key] = SiteRecord(site, self.includes(site), is_fused=is_fused)
-        record.pending = 0
-        if not is_recomputing():
-            record.seen += 1
         return record
 
     # Running.
@@ -109,7 +112,9 @@ class Injector:
         if not record.is_selected:
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
-        layouts = layouts_of(record.site, args, kwargs, place.rows)
+        layouts = layouts_of(
+            record.site.operator, record.site.index, args, kwargs, known_batch(place.rows)
+        )
         if falls_on_inputs(self.error_model):
             args, kwargs = self.disturb_inputs(
                 record, place.rows, function, (args, kwargs), layouts
@@ -218,8 +223,14 @@ class Injector:
         if self.error_model.is_null:
             record.pending += 1
             return value
-        word = record.site.gradient_word(n)
         is_parameter = isinstance(value, nn.Parameter)
+        perturb = self._gradient_perturber(record, rows, n, layout, is_parameter)
+        return with_noisy_gradient(value, perturb)
+
+    def _gradient_perturber(
+        self, record: SiteRecord, rows: Rows | None, n: int, layout: Layout, is_parameter: bool
+    ) -> TensorMap:
+        word = record.site.gradient_word(n)
 
         def address(gradient: Tensor) -> Address:
             if is_parameter and rows is not None:
@@ -228,10 +239,8 @@ class Injector:
 
         perturb = self._perturber(record, "backward", address)
         if layout != "transposed":
-            return with_noisy_gradient(value, perturb)
-        return with_noisy_gradient(
-            value, lambda gradient: perturb(gradient.transpose(-2, -1)).transpose(-2, -1)
-        )
+            return perturb
+        return lambda gradient: perturb(gradient.transpose(-2, -1)).transpose(-2, -1)
 
     def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Gives the weights of a norm that is written out by hand their noise on the way back."""
@@ -289,6 +298,17 @@ class Injector:
         layouts: Layouts,
     ) -> Arguments:
         """Returns the arguments of a call with error on its weights or activations."""
+        tallies: list[Tensor] = []
+        inputs = find_inputs(function, record.site.operator, *arguments, layouts)
+        by = self._disturbance(record, rows, tallies.append)
+        disturbed = disturb(inputs, record.site, arguments, by)
+        if tallies:
+            self.note(record, "forward", torch.stack(tallies).sum(dim=0))
+        return disturbed
+
+    def _disturbance(
+        self, record: SiteRecord, rows: Rows | None, note: Callable[[Tensor], None]
+    ) -> Disturbance:
         own = self.error_model.at_module(record.site.module)
 
         def address(value: Tensor, layout: Layout, word: int) -> Address:
@@ -300,13 +320,41 @@ class Injector:
             draw = self.draw if rows is None else rows.draw
             return self.weights.get(value, axis, by, self.seed, draw, word)
 
-        tallies: list[Tensor] = []
-        inputs = find_inputs(function, record.site.operator, *arguments, layouts)
-        by = Disturbance(own, address, weight, tallies.append)
-        disturbed = disturb(inputs, record.site, arguments, by)
-        if tallies:
-            self.note(record, "forward", torch.stack(tallies).sum(dim=0))
-        return disturbed
+        return Disturbance(own, address, weight, note)
+
+    # In a compiled model.
+
+    def perturb_at(
+        self, key: SiteKey, rows: Rows | None, value: Tensor, layout: Layout, dim: int
+    ) -> Tensor:
+        """Returns the perturbed output of a site, a new tensor."""
+        record = self.see_at(key)
+        noisy: Tensor = self.perturb_output(record, rows, value, {"output": layout}, dim)
+        return noisy
+
+    def perturb_gradient_at(
+        self,
+        key: SiteKey,
+        rows: Rows | None,
+        gradient: Tensor,
+        argument: int,
+        layout: Layout,
+        is_parameter: bool,
+    ) -> Tensor:
+        """Returns the perturbed gradient of a site's input, a new tensor."""
+        perturb = self._gradient_perturber(self._record(key), rows, argument, layout, is_parameter)
+        return perturb(gradient)
+
+    def disturb_input_at(
+        self, key: SiteKey, rows: Rows | None, value: Tensor, number: int, one: Input, is_last: bool
+    ) -> Tensor:
+        """Returns a disturbed weight or activation, a new tensor; the last one ends the call."""
+        record = self.see_at(key) if is_last else self._record(key)
+        by = self._disturbance(record, rows, lambda tally: record.add("forward", tally))
+        noisy = disturb_one(value, number, one, record.site, by).clone()
+        if is_last:
+            record.forward += 1
+        return noisy
 
     # Perturbing.
 

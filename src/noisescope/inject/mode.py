@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch.overrides import (
     TorchFunctionMode,
@@ -12,6 +13,7 @@ from torch.overrides import (
     _push_mode,
 )
 
+from noisescope.inject.frames import run_as_is
 from noisescope.inject.operators import Spelling, is_fused_attention, spelling_of
 from noisescope.inject.tracker import Place
 
@@ -41,6 +43,7 @@ class OperatorMode(TorchFunctionMode):
 
     def __init__(self, runner: Runner, place: Callable[[], Place | None]) -> None:
         super().__init__()
+        run_as_is(OperatorMode.__torch_function__)
         self.runner = runner
         self.place = place
 
@@ -48,6 +51,8 @@ class OperatorMode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Handles one call; while it runs, this mode is off, so nothing inside is counted twice."""
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break("a part of a model in a noisescope session: compile it whole")
         kwargs = kwargs or {}
         place = self.place()
         if place is None:

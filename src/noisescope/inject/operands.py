@@ -258,16 +258,22 @@ def disturb(
         value = value_of(one.key, *arguments)
         if not value.is_floating_point():
             continue
-        word = site_word(f"{site.name}:input{number}")
-        if one.role == "weights":
-            noisy, tally = by.weight(value, one.axis, by.error_model, word)
-        else:
-            noisy, tally = _disturb_activation(value, one, word, by)
-        by.note(tally)
+        noisy = disturb_one(value, number, one, site, by)
         # Straight through; a tensor of its own, as autograd marks it and it may be kept.
         passed = add_error(value, lambda _, noisy=noisy: noisy.detach())  # type: ignore[misc]
         arguments = replaced(arguments, one.key, passed)
     return arguments
+
+
+def disturb_one(value: Tensor, number: int, one: Input, site: Site, by: Disturbance) -> Tensor:
+    """Returns a call's n-th input with error on it; a weight's copy may be one that is kept."""
+    word = site_word(f"{site.name}:input{number}")
+    if one.role == "weights":
+        noisy, tally = by.weight(value, one.axis, by.error_model, word)
+    else:
+        noisy, tally = _disturb_activation(value, one, word, by)
+    by.note(tally)
+    return noisy
 
 
 def _disturb_activation(

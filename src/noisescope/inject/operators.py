@@ -118,10 +118,16 @@ def spelling_of(
         # Kernels that a library registers itself are told by name: the object may not exist yet.
         is_grouped = getattr(packet, "__name__", "") == "grouped_mm_fallback"
         return Spelling("linear") if is_grouped else None
-    if packet in _ADDMM:
+    if is_addmm(packet):
         weight = (kwargs or {}).get("mat2", args[-1] if args else None)
         return Spelling("linear") if isinstance(weight, nn.Parameter) else spelling
     return spelling
+
+
+def is_addmm(function: Any) -> bool:
+    """Tells whether a function is `addmm`, which is `linear` where it is by a parameter."""
+    packet = function.overloadpacket if isinstance(function, OpOverload) else function
+    return packet in _ADDMM
 
 
 def is_fused_attention(function: Any) -> bool:

@@ -6,12 +6,13 @@ whose is told from outside, as `Span`s, and may change in the middle of a pass.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisescope.errors import InputError
@@ -28,12 +29,13 @@ from noisescope.inject.calls import (
 from noisescope.inject.elements import find_mask
 from noisescope.inject.injector import for_every_sample
 from noisescope.inject.mode import OperatorMode, remove_mode
-from noisescope.inject.operands import falls_on_inputs
+from noisescope.inject.operands import OUTPUT, falls_on_inputs
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import perturb_probabilities, perturb_rows
 from noisescope.inject.ride_inputs import compute as compute_inputs
-from noisescope.inject.rows import Layout, Rows
+from noisescope.inject.rows import Layout, Rows, known_batch
 from noisescope.inject.session import Session
+from noisescope.inject.sites import Site, SiteKey
 from noisescope.inject.spans import Mark, Piece, RideError, Span, note_forward, own_address
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
@@ -57,6 +59,7 @@ class Ride:
                 "backward noise cannot be measured on answers: leave phases at ('forward',)"
             )
         self.model = model
+        self.sessions = tuple(sessions)
         self.reader = TokenReader(0, 0)
         self.regions = find_regions(model)
         names = {name for session in sessions for name in session.region_names}
@@ -118,7 +121,9 @@ class Ride:
         if not marks:
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
-        layouts = layouts_of(marks[0].record.site, args, kwargs, place.rows, self.batch)
+        site = marks[0].record.site
+        batch = None if known_batch(place.rows) is None else self.batch
+        layouts = layouts_of(site.operator, site.index, args, kwargs, batch)
         piece = Piece(place, 0, self.batch)
         output = compute_inputs(piece, marks, function, (args, kwargs), layouts, self.batch)
         if may_share_memory(output, (args, kwargs)):
@@ -155,6 +160,83 @@ class Ride:
     def wrap_parameters(self, place: Place, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the arguments: nothing is wrapped where no gradient is perturbed."""
         return args
+
+    # What a compiled model is told of; see inject.compiled.
+
+    @property
+    def compilable(self) -> Self | None:
+        """The ride; None where error falls on weights or activations, which differ by row."""
+        is_of_inputs = any(falls_on_inputs(s.error_model) for s in self.sessions)
+        return None if is_of_inputs else self
+
+    @property
+    def perturber(self) -> Self:
+        """What perturbs at a site."""
+        return self
+
+    @property
+    def shape(self) -> Hashable:
+        """All that a graph depends on: the sites of all conditions together."""
+        return tuple(session.shape for session in self.sessions)
+
+    @property
+    def operands(self) -> frozenset[str]:
+        """What of a site error falls on."""
+        return OUTPUT
+
+    @property
+    def has_rows_apart(self) -> bool:
+        """Yes: a row gets the error of its own condition."""
+        return True
+
+    @property
+    def leaves_attention_whole(self) -> bool:
+        """Whether no condition has error."""
+        return all(session.error_model.is_null for session in self.sessions)
+
+    def treatment(self, site: Site) -> str:
+        """Returns ``output`` where a condition perturbs a site, or nothing."""
+        is_selected = any(
+            site.region in session.region_names and session.includes(site)
+            for session in self.sessions
+        )
+        return "output" if is_selected else ""
+
+    def note_seen(self, key: SiteKey, is_fused: bool) -> None:
+        """Notes that a site ran which got no error."""
+        for _, session in self._aboard[key[0]]:
+            session.note_seen(key, is_fused)
+
+    def perturb_at(
+        self, key: SiteKey, rows: Rows | None, value: Tensor, layout: Layout, dim: int
+    ) -> Tensor:
+        """Returns the output of a site with error in the rows of the conditions that select it."""
+        marks = [Mark(span, session, session.see_at(key)) for span, session in self._aboard[key[0]]]
+        place = Place(key[0], key[1], rows)
+        selected = [mark for mark in marks if mark.record.is_selected]
+        layouts: Layouts = {"output": layout}
+        perturbed: Tensor = self._perturb(
+            Piece(place, 0, self.batch), selected, value.clone(), layouts, dim
+        )
+        return perturbed
+
+    def attend_at(
+        self, keys: list[SiteKey], rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Returns fused attention, taken apart in the rows of conditions that select it."""
+        place = Place(keys[0][0], keys[0][1], rows)
+        for _, module, operator, index in reversed(keys):
+            place.calls[module, operator] = index
+        attended: Tensor = self.run_attention(place, F.scaled_dot_product_attention, args, kwargs)
+        return attended
+
+    def perturb_gradient_at(self, *arguments: Any) -> Tensor:
+        """Never called: conditions that ride together have no backward noise."""
+        raise RideError("gradients of conditions that ride together")
+
+    def disturb_input_at(self, *arguments: Any) -> Tensor:
+        """Never called: `compilable` is None where error falls on inputs."""
+        raise RideError("inputs of conditions that ride together")
 
     # What the tracker calls.
 

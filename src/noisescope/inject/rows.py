@@ -200,6 +200,11 @@ class Rows:
         return head_H * KEYS_PER_HEAD + first_B[:, None]
 
 
+def known_batch(rows: Rows | None) -> int | None:
+    """Returns the rows of the batch; None where the tokens of a tensor's rows are not known."""
+    return None if rows is None or rows.is_mixed else rows.sample_BT.shape[0]
+
+
 def mix(value: Tensor, position: Tensor) -> Tensor:
     """Hashes two integers to 32 bits, so well that sums of such words are hashes of the set.
 

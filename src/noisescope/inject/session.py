@@ -5,7 +5,7 @@ erased the dose, because results of such a run would be the clean model's under 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +16,9 @@ from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarn
 from noisescope.inject.coverage import CoverageRow
 from noisescope.inject.dose import Dose, SiteRecord
 from noisescope.inject.fired import check_fired
-from noisescope.inject.injector import Injector, SiteKey
+from noisescope.inject.injector import Injector
 from noisescope.inject.mode import OperatorMode, remove_mode
-from noisescope.inject.operands import check_operands, reaches
+from noisescope.inject.operands import check_operands, falls_on_inputs, reaches
 from noisescope.inject.selection import (
     Selection,
     check_attention,
@@ -27,13 +27,13 @@ from noisescope.inject.selection import (
     make_selection,
     selected_regions,
 )
-from noisescope.inject.sites import Site
+from noisescope.inject.sites import Site, SiteKey
 from noisescope.inject.tokens import TokenReader, check_names
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.inject.witness import Witness
 from noisescope.models import find_regions
-from noisescope.noise import ErrorModel, flat_address
+from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian, flat_address
 
 
 class Session:
@@ -220,6 +220,57 @@ class Session:
     def forget(self) -> None:
         """Begins the records anew."""
         self._injector.records.clear()
+
+    # What a compiled model is told of; see inject.compiled.
+
+    @property
+    def compilable(self) -> Self:
+        """The session itself."""
+        return self
+
+    @property
+    def perturber(self) -> Injector:
+        """What perturbs at a site."""
+        return self._injector
+
+    @property
+    def shape(self) -> Hashable:
+        """All that a graph depends on: what is perturbed and where, no seed, draw or scale."""
+        error_model: object = self.error_model
+        if isinstance(error_model, (RelativeGaussian, AbsoluteGaussian)):
+            error_model = (type(error_model), error_model.is_null)
+        return self.selection, error_model
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """`forward`, `backward` or both."""
+        return self.selection.phases
+
+    @property
+    def operands(self) -> frozenset[str]:
+        """What of a site the error falls on."""
+        return self.error_model.operands
+
+    @property
+    def has_rows_apart(self) -> bool:
+        """No: what is perturbed, is in all rows."""
+        return False
+
+    @property
+    def leaves_attention_whole(self) -> bool:
+        """Whether fused attention is not taken apart."""
+        return self.error_model.is_null
+
+    def treatment(self, site: Site) -> str:
+        """Returns what error falls on at a site: ``output``, ``inputs``, or nothing."""
+        if not self.includes(site):
+            return ""
+        return "inputs" if falls_on_inputs(self.error_model) else "output"
+
+    def note_seen(self, key: SiteKey, is_fused: bool) -> None:
+        """Notes that a site ran which got no error."""
+        record = self._injector.see_at(key, is_fused)
+        record.is_fused = record.is_fused or is_fused
 
     # What the tracker calls.
 

@@ -5,6 +5,11 @@ from functools import cached_property
 
 from noisescope.noise import site_word
 
+# Region, module, operator and index: what a Site is made of.
+SiteKey = tuple[str, str, str, int]
+# The gradients of a hand-written norm's weights are numbered after those of its inputs.
+FIRST_PARAMETER = 16
+
 
 @dataclass(frozen=True)
 class Site:

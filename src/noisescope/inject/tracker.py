@@ -5,31 +5,37 @@ runs layers a second time during the backward pass: they meet the rows, and so t
 first run.
 """
 
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from noisescope.errors import InputError
 from noisescope.inject.dose import SiteRecord
+from noisescope.inject.frames import run_as_is, set_compiler
 from noisescope.inject.operators import module_operator
 from noisescope.inject.rows import Rows
+from noisescope.inject.sites import FIRST_PARAMETER
 from noisescope.inject.tokens import TokenReader
 from noisescope.models import Regions
 
 _REMEMBERED_PASSES = 4096
+# Of the trackers that are attached to a model: what tells them apart in a graph.
+_numbers: "WeakKeyDictionary[nn.Module, set[int]]" = WeakKeyDictionary()
 
 
 # Calls of each operator in each module, counted within one pass of a region.
 Calls = dict[tuple[str, str], int]
 
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
-# The gradients of a hand-written norm's weights are numbered after those of its inputs.
-_FIRST_PARAMETER = 16
 
 
 @dataclass
@@ -58,7 +64,7 @@ class Place:
         if known is None:
             known = len(self.parameters)
             self.parameters.append(parameter)
-        return _FIRST_PARAMETER + known
+        return FIRST_PARAMETER + known
 
 
 class Listener(Protocol):
@@ -78,6 +84,10 @@ class Listener(Protocol):
 
     def after_module(self, place: Place, module: nn.Module, output: Any) -> Any:
         """Called after it; may return another output."""
+
+    @property
+    def compilable(self) -> Any:
+        """The session as `inject.compiled` knows it; None: it cannot follow a compiled model."""
 
 
 def is_recomputing() -> bool:
@@ -99,7 +109,9 @@ class Tracker:
         self.places: list[Place] = []
         self.passes = 0
         self.rows: Rows | None = None
+        self._number = 0
         self._is_attached = False
+        self._is_compiled = False
         self._running: list[nn.Module] = []  # roots, outermost first
         self._calls: dict[str, Calls] = {}
         self._first_inside: dict[str, str] = {}
@@ -118,8 +130,12 @@ class Tracker:
         # A copy of the model made meanwhile keeps the hooks: they must then do nothing.
         stack.callback(setattr, self, "_is_attached", False)
         self._is_attached = True
+        taken = _numbers.setdefault(model, set())
+        self._number = next(n for n in itertools.count() if n not in taken)
+        taken.add(self._number)
+        stack.callback(taken.discard, self._number)
         for root in _roots(model, regions):
-            _hook(root, self._enter_root, self._leave_root, stack)
+            _hook(root, *self._root_hooks(), stack)
         for region in regions.all:
             if region.name in names:
                 for holder, module in region.modules:
@@ -135,10 +151,17 @@ class Tracker:
     def _hooks(
         self, region: str, name: str, module: nn.Module, is_entry: bool
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        number = self._number
         operator = module_operator(module)
         loses_rows = is_experts(name, module)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                from noisescope.inject import compiled
+
+                return compiled.before(
+                    number, region, name, is_entry, operator or "", loses_rows, args, kwargs
+                )
             place = self._next_place(region, name, is_entry, args, kwargs)
             if place is None:
                 return None
@@ -153,6 +176,10 @@ class Tracker:
             return self.listener.before_module(place, module, (args, kwargs))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
+            if torch.compiler.is_compiling():
+                from noisescope.inject import compiled
+
+                return compiled.after(number, region, name, loses_rows, output)
             place = self.place
             if place is None or (place.region, place.module) != (region, name):
                 return None  # the way in noted no place
@@ -165,6 +192,30 @@ class Tracker:
                 if not self.places:
                     self.listener.leave_region()
 
+        run_as_is(before, after)
+        return before, after
+
+    def _root_hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        number = self._number
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if torch.compiler.is_compiling():
+                from noisescope.inject import compiled
+
+                return compiled.stay_outside(number)
+            compiler = set_compiler(None)
+            try:
+                self._enter_root(module, args, kwargs, is_compiled=compiler is not None)
+            finally:
+                set_compiler(compiler)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            self._leave_root(module, args, output)
+
+        run_as_is(before, with_calls=False)
+        run_as_is(after)
         return before, after
 
     def _next_place(
@@ -183,7 +234,7 @@ class Tracker:
             return Place(region, name, *self._second_run_of(region, name, args, kwargs))
         return None
 
-    def _enter_root(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter_root(self, module: nn.Module, args: Any, kwargs: Any, is_compiled: bool) -> None:
         if not self._is_attached or is_recomputing():
             return
         if module in self._running:
@@ -194,11 +245,32 @@ class Tracker:
             with torch.no_grad():
                 self.rows = self.reader.read(module, args, kwargs)
         self._running.append(module)
+        if is_compiled and len(self._running) == 1:
+            self._begin_compiled(module)
 
     def _leave_root(self, module: nn.Module, args: Any, output: Any) -> None:
         if module in self._running:
             del self._running[self._running.index(module) :]
+            if self._is_compiled and not self._running:
+                self._end_compiled(is_whole=True)
             self.reader.note_output(output)
+
+    def _begin_compiled(self, model: nn.Module) -> None:
+        from noisescope.inject import compiled
+
+        if self.listener.compilable is None:
+            raise InputError(
+                f"a {type(self.listener).__name__.lower()} follows the model, and the model is "
+                "compiled: run it without torch.compile."
+            )
+        compiled.begin(self.listener.compilable, self._number, model, self.rows)
+        self._is_compiled = True
+
+    def _end_compiled(self, is_whole: bool) -> None:
+        from noisescope.inject import compiled
+
+        self._is_compiled = False
+        compiled.end(self.listener.compilable, is_whole)
 
     def _begin_pass(self) -> None:
         if self.rows is not None:
@@ -240,10 +312,14 @@ class Tracker:
         if self.places:
             self.places.clear()
             self.listener.leave_region()
+        if self._is_compiled:
+            self._end_compiled(is_whole=False)
         self._running.clear()
 
     def reset(self) -> None:
         """Forgets every place, after an interrupt that no hook saw."""
+        if self._is_compiled:
+            self._end_compiled(is_whole=False)
         self.places.clear()
         self._running.clear()
         self._second_runs.clear()
@@ -258,9 +334,21 @@ def is_experts(name: str, module: nn.Module) -> bool:
 def _hook(
     module: nn.Module, before: Callable[..., Any], after: Callable[..., Any], stack: ExitStack
 ) -> None:
-    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    stack.callback(handle.remove)
+    _rename(handle, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
     # Prepended: of nested sessions the inner one entered last and must leave first.
-    stack.callback(module.register_forward_hook(after, always_call=True, prepend=True).remove)
+    handle = module.register_forward_hook(after, always_call=True, prepend=True)
+    stack.callback(handle.remove)
+    _rename(handle, module._forward_hooks, module._forward_hooks_always_called)
+    module._forward_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
+
+
+def _rename(handle: RemovableHandle, hooks: dict[int, Any], marked: dict[int, Any]) -> None:
+    """Gives a hook a number that the next session's will have again: graphs are guarded on it."""
+    number = next(n for n in itertools.count(-1, -1) if n not in hooks)
+    hooks[number], marked[number] = hooks.pop(handle.id), marked.pop(handle.id)
+    handle.id = number
 
 
 def _roots(model: nn.Module, regions: Regions) -> list[nn.Module]:

@@ -27,7 +27,7 @@ from noisescope.inject.calls import (
     write,
 )
 from noisescope.inject.effects import SiteEffect, effect_of
-from noisescope.inject.injector import SiteKey, for_every_sample
+from noisescope.inject.injector import for_every_sample
 from noisescope.inject.input_effects import (
     WeightCall,
     activation_effect,
@@ -45,7 +45,8 @@ from noisescope.inject.operands import (
 )
 from noisescope.inject.operators import Spelling
 from noisescope.inject.residual import watch_residuals
-from noisescope.inject.rows import Layout, Rows
+from noisescope.inject.rows import Layout, Rows, known_batch
+from noisescope.inject.sites import SiteKey
 from noisescope.inject.tokens import TokenReader
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.inject.weights import DisturbedWeights
@@ -141,8 +142,8 @@ class Watch:
         if not self._is_watched(spelling.operator):
             return function(*args, **kwargs)
         function, args, kwargs, target = out_of_place(spelling, function, args, dict(kwargs))
-        site = _SiteLike(spelling.operator, key[3])
-        layouts = layouts_of(site, args, kwargs, self._rows(place))  # type: ignore[arg-type]
+        batch = known_batch(self._rows(place))
+        layouts = layouts_of(spelling.operator, key[3], args, kwargs, batch)
         if self._is_of_inputs:
             result = self._run_on_inputs(self._rows(place), key, function, (args, kwargs), layouts)
             return result if target is None else write(target, result)
@@ -184,6 +185,8 @@ class Watch:
         return args
 
     # What the tracker calls.
+
+    compilable = None
 
     def enter_region(self) -> None:
         """Turns the mode on."""
@@ -430,13 +433,6 @@ def _without_base(output: Tensor) -> Tensor:
     """Returns the same values in the same memory, as no view of anything."""
     same: Tensor = torch.ops.aten._unsafe_view(output, list(output.shape))
     return same
-
-
-class _SiteLike:
-    """What `layouts_of` asks of a site."""
-
-    def __init__(self, operator: str, index: int) -> None:
-        self.operator, self.index = operator, index
 
 
 class _Watched(torch.autograd.Function):

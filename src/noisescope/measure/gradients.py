@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noisescope.inject.effects import SiteEffect
-from noisescope.inject.injector import SiteKey
+from noisescope.inject.sites import SiteKey
 from noisescope.inject.rows import Rows
 from noisescope.inject.tokens import sample_word
 from noisescope.inject.watch import Watch

@@ -13,7 +13,7 @@ import torch
 
 from noisescope.errors import InputError
 from noisescope.inject.effects import SiteEffect
-from noisescope.inject.injector import SiteKey
+from noisescope.inject.sites import SiteKey
 from noisescope.inject.operators import check_operators
 from noisescope.inject.watch import Overwritten, Watch
 from noisescope.inject.weights import DisturbedWeights

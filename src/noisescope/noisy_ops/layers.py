@@ -27,6 +27,8 @@ class _Listener:
         self._modules = WeakSet(model.modules())
         self._lent: OperatorMode | None = None
 
+    compilable = None
+
     def enter_region(self) -> None:
         """Notes that this model runs; lends the mode to a thread that does not have it."""
         STATE.active.append(self.tracker)

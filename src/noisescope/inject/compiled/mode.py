@@ -1,0 +1,83 @@
+"""The mode that stands for a session on the stack while its compiled model runs."""
+
+from collections.abc import Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from noisescope.inject.compiled.ops import begin_pass, end_pass
+from noisescope.inject.compiled.state import STATE, Compilable, Running
+from noisescope.inject.compiled.trace import run
+from noisescope.inject.frames import run_as_is
+from noisescope.inject.mode import remove_mode
+from noisescope.inject.rows import Rows
+from noisescope.inject.sites import SiteKey
+
+
+class CompiledMode(TorchFunctionMode):
+    """Stands for one session on the stack while a compiled model runs.
+
+    Its class, made for one model and shape of session, is what the compiler guards on.
+
+    Attributes:
+        keys: The sites that a graph perturbs, by number.
+        seen: The others that it holds; whether inside fused attention that was left whole.
+        depth: How many such modes lie below.
+    """
+
+    keys: list[SiteKey]
+    seen: dict[SiteKey, bool]
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        run_as_is(CompiledMode.__torch_function__)
+        self.depth = depth
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        return run(self.depth, func, args, kwargs)
+
+
+_classes: "WeakKeyDictionary[nn.Module, dict[Hashable, type[CompiledMode]]]" = WeakKeyDictionary()
+
+
+def begin(session: Compilable, hooks: int, model: nn.Module, rows: Rows | None) -> None:
+    """Called by the hook on the whole model, when what follows is compiled."""
+    shapes = _classes.setdefault(model, {})
+    shape = (session.shape, torch.is_grad_enabled())
+    if shape not in shapes:
+        shapes[shape] = type("CompiledMode", (CompiledMode,), {"keys": [], "seen": {}})
+    mode_class = shapes[shape]
+    mode = mode_class(len(STATE.running))
+    of = begin_pass(session.perturber, rows, mode_class.keys)
+    STATE.running.append(Running(session, hooks, mode, of, mode_class.keys, mode_class.seen))
+    STATE.handles.append(of.handle)
+    with torch.inference_mode(False):
+        none_BT = torch.zeros(0, 0, dtype=torch.int64)
+        STATE.samples.append(none_BT if rows is None else rows.sample_BT.clone())
+    mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+def end(session: Compilable, is_whole: bool) -> None:
+    """Called by the hook behind the model, or when a pass was broken off.
+
+    Args:
+        session: The session that began the pass.
+        is_whole: Whether the pass came to its end.
+    """
+    at = next(n for n, r in enumerate(STATE.running) if r.session is session)
+    running = STATE.running.pop(at)
+    del STATE.handles[at], STATE.samples[at]
+    remove_mode(running.mode)
+    if is_whole:
+        for key, is_fused in running.seen.items():
+            session.note_seen(key, is_fused)
+    may_come_back = "backward" in session.phases and torch.is_grad_enabled()
+    end_pass(running.of, is_whole and may_come_back)

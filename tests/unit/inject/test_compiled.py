@@ -1,0 +1,221 @@
+"""Sessions under torch.compile: the noise of an uncompiled model, in one graph that serves many."""
+
+import pytest
+import torch
+from helpers.small_models import small_model
+
+from noisescope.errors import InputError
+from noisescope.inject import Ride, Session, Span, inject, make_selection
+from noisescope.inject.watch import Watch
+from noisescope.noise import AbsoluteGaussian, RelativeGaussian, RoundTo
+
+IDS = torch.arange(16).reshape(2, 8) + 5
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+
+class Compiled:
+    """A model, compiled in one piece, and how often the compiler was asked for a graph."""
+
+    def __init__(self, model, fullgraph=True):
+        torch.compiler.reset()
+        self.graphs = 0
+        self.model = model
+        self._call = torch.compile(model, backend=self._take, fullgraph=fullgraph)
+
+    def _take(self, graph, example_inputs):
+        self.graphs += 1
+        return graph
+
+    def __call__(self, **inputs):
+        return self._call(**inputs)
+
+
+@pytest.fixture
+def llama():
+    return Compiled(small_model("llama"))
+
+
+def run(call, session, **inputs):
+    """Returns logits and all that the session noted, of one pass without gradients."""
+    session.forget()
+    with torch.no_grad():
+        logits = call(input_ids=IDS, **inputs).logits
+    return logits, session.counts, session.doses(), session.coverage()
+
+
+def assert_same_noise(compiled, session, **inputs):
+    plain, compiled_result = (run(c, session, **inputs) for c in (compiled.model, compiled))
+    assert torch.equal(plain[0], compiled_result[0])
+    assert plain[1:] == compiled_result[1:]
+
+
+def test_one_graph_serves_every_seed_draw_and_scale(llama):
+    with torch.no_grad():
+        clean = llama(input_ids=IDS).logits  # compiled before there is any session
+    for scale, seed in [(0.05, 0), (0.2, 7)]:
+        with inject(llama.model, RelativeGaussian(scale), seed=seed) as session:
+            assert_same_noise(llama, session)
+            first = run(llama, session)[0]
+            session.draw = 3
+            assert_same_noise(llama, session)
+            assert not torch.equal(first, run(llama, session)[0])
+    assert llama.graphs == 2
+    with torch.no_grad():
+        assert torch.equal(llama(input_ids=IDS).logits, clean)
+    assert llama.graphs == 2
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [
+        {"operators": "linear"},
+        {"layers": [1], "operators": ["softmax", "matmul"]},
+        {"layers": [0], "channels": [3]},
+        {"operators": ["rms_norm", "embedding"], "without": "model.norm:rms_norm"},
+    ],
+)
+def test_any_selection_gets_the_noise_of_the_uncompiled_model(llama, selected):
+    with inject(llama.model, AbsoluteGaussian(0.1), **selected) as session:
+        assert_same_noise(llama, session)
+    assert llama.graphs == 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
+def test_other_families_and_padded_samples_with_names(family):
+    compiled = Compiled(small_model(family))
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    with inject(compiled.model, RelativeGaussian(0.05)) as session:
+        session.name_samples(["a", "b"])
+        assert_same_noise(compiled, session, attention_mask=mask)
+        assert {record.rows for record in session.records} == {"token"}
+
+
+def test_gradients_meet_the_same_noise_on_the_way_back(llama):
+    def gradients(call, session):
+        session.forget()
+        llama.model.zero_grad()
+        call(input_ids=IDS, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in llama.model.parameters()], session.counts, session.doses()
+
+    for seed in (0, 1):
+        both = ("forward", "backward")
+        with inject(llama.model, RelativeGaussian(0.05), phases=both, seed=seed) as session:
+            plain, compiled = gradients(llama.model, session), gradients(llama, session)
+        assert all(map(torch.equal, plain[0], compiled[0]))
+        assert plain[1:] == compiled[1:]
+    assert llama.graphs == 1
+
+
+def test_nested_sessions_add_each_its_own(llama):
+    for seed in (1, 2):
+        with (
+            inject(llama.model, RelativeGaussian(0.05), operators="linear") as outer,
+            inject(llama.model, RelativeGaussian(0.05), seed=seed, layers=1) as inner,
+        ):
+            outer_plain, plain = run(llama.model, outer), inner.counts
+            inner.forget()
+            outer_compiled = run(llama, outer)
+            assert torch.equal(outer_plain[0], outer_compiled[0])
+            assert outer_plain[1:] == outer_compiled[1:]
+            assert inner.counts == plain
+    assert llama.graphs == 1
+
+
+def test_rounded_weights_and_activations(llama):
+    with inject(llama.model, RoundTo("mxfp4", "both"), layers=[0], operators="linear") as session:
+        assert_same_noise(llama, session)
+
+
+def test_conditions_that_ride_together_may_change_places(llama):
+    model = llama.model
+    errors = (RelativeGaussian(0.1), AbsoluteGaussian(0.2))
+    selections = (make_selection(layers=[0]), make_selection(operators=["linear", "softmax"]))
+    sessions = [
+        Session(model, error, selection, 0, attest=False)
+        for error, selection in zip(errors, selections, strict=True)
+    ]
+    ride = Ride(model, sessions)
+    for places in [(None, *sessions), (*sessions, None)]:
+        ride.spans = [Span(s, n, 2 * n, 2 * n + 2) for n, s in enumerate(places)]
+        ride.reader.names = ("a", "b") * 3
+        made = []
+        for call in (model, llama):
+            for session in sessions:
+                session.forget()
+            with ride, torch.no_grad():
+                logits = call(input_ids=IDS.repeat(3, 1)).logits
+            made.append((logits, [s.counts for s in sessions], [s.doses() for s in sessions]))
+        torch.testing.assert_close(made[0][0], made[1][0])
+        assert made[0][1:] == made[1][1:]
+    assert llama.graphs == 1
+
+
+def test_generation_with_a_static_cache_which_compiles_itself():
+    model = small_model("llama")
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session:
+        made = []
+        for options in ({}, {"cache_implementation": "static"}):
+            session.forget()
+            session.name_samples(["a", "b"])
+            ids = model.generate(
+                IDS,
+                attention_mask=torch.ones_like(IDS),
+                max_new_tokens=4,
+                do_sample=False,
+                **options,
+            )
+            made.append((ids.tolist(), session.counts))
+    assert made[0] == made[1]
+
+
+def test_a_function_around_the_model_leaves_the_model_a_graph_of_its_own():
+    model = small_model("llama")
+    doubled = torch.compile(lambda ids: model(input_ids=ids).logits * 2, backend="eager")
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session, torch.no_grad():
+        made, counts = doubled(IDS), session.counts
+        assert torch.equal(made, run(model, session)[0] * 2)
+        assert session.counts == counts
+
+
+def test_layers_that_are_compiled_one_by_one_get_their_own_noise():
+    model = small_model("llama")
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session:
+        plain = run(model, session)
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session:
+        compiled = run(model, session)
+    assert torch.equal(plain[0], compiled[0])
+    assert plain[1:] == compiled[1:]
+
+
+def test_an_error_inside_leaves_the_model_as_it_was(llama):
+    with torch.no_grad():
+        clean = llama(input_ids=IDS).logits
+    with inject(llama.model, RelativeGaussian(0.1)) as session, torch.no_grad():
+        with pytest.raises(Exception, match=r"index|range"):
+            llama(input_ids=IDS + 10_000)
+        assert_same_noise(llama, session)
+    assert not torch.overrides._get_current_function_mode_stack()
+    with torch.no_grad():
+        assert torch.equal(llama(input_ids=IDS).logits, clean)
+
+
+def test_what_cannot_follow_a_compiled_model_says_so(llama):
+    with Watch(llama.model, [RelativeGaussian(0.1)]) as watch, torch.no_grad():
+        watch.begin(torch.zeros_like(IDS))
+        with pytest.raises(InputError, match=r"without torch\.compile"):
+            llama(input_ids=IDS)
+
+
+@pytest.mark.slow
+def test_the_compiler_of_the_cpu_makes_the_same_of_it_but_for_rounding():
+    model = small_model("llama")
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    with inject(model, RelativeGaussian(0.05)) as session:
+        plain, made = run(model, session), run(compiled, session)
+    torch.testing.assert_close(plain[0], made[0], rtol=1e-4, atol=1e-5)
+    assert plain[1] == made[1]

@@ -16,6 +16,7 @@ from noisescope.inject.calls import (
     Function,
     Layouts,
     layouts_of,
+    may_share_memory,
     out_of_place,
     softmax_dim,
     write,
@@ -122,9 +123,11 @@ class Injector:
             result = function(*args, **kwargs)
         else:
             args, kwargs = self.wrap_inputs(record, place.rows, (args, kwargs), layouts)
-            result = self.perturb_output(
-                record, place.rows, function(*args, **kwargs), layouts, softmax_dim(args, kwargs)
-            )
+            result = function(*args, **kwargs)
+            # A product of one factor, such as an einsum, may give back a part of it.
+            is_fresh = spelling.operator != "matmul" or not may_share_memory(result, (args, kwargs))
+            dim = softmax_dim(args, kwargs)
+            result = self.perturb_output(record, place.rows, result, layouts, dim, is_fresh)
         return result if target is None else write(target, result)
 
     def run_attention(
@@ -151,7 +154,7 @@ class Injector:
                 return compute(*inputs)  # type: ignore[no-any-return]
             inputs, _ = self.wrap_inputs(record, rows, (inputs, {}), layouts[step])
             perturbed: Tensor = self.perturb_output(
-                record, rows, compute(*inputs), layouts[step], -1
+                record, rows, compute(*inputs), layouts[step], -1, is_fresh=True
             )
             return perturbed
 
@@ -264,11 +267,20 @@ class Injector:
         return self.wrap_input(record, place.rows, parameter, number)
 
     def perturb_output(
-        self, record: SiteRecord, rows: Rows | None, output: Any, layouts: Layouts, dim: int
+        self,
+        record: SiteRecord,
+        rows: Rows | None,
+        output: Any,
+        layouts: Layouts,
+        dim: int,
+        is_fresh: bool = False,
     ) -> Any:
-        """Adds the error to an output; of several outputs, to the first."""
+        """Adds the error to an output; of several outputs, to the first.
+
+        What is fresh nobody else holds: it is written into, where autograd does not need it.
+        """
         if isinstance(output, tuple) and output:
-            first = self.perturb_output(record, rows, output[0], layouts, dim)
+            first = self.perturb_output(record, rows, output[0], layouts, dim, is_fresh)
             return (first, *output[1:])
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
@@ -286,7 +298,9 @@ class Injector:
         if record.site.region == "embed" and not self.error_model.is_null:
             output = for_every_sample(output, rows)
         renormalised = dim if record.site.operator == "softmax" else None
-        noisy = add_error(output, self._perturber(record, "forward", address, mask, renormalised))
+        in_place = is_fresh and not (torch.is_grad_enabled() and output.requires_grad)
+        perturb = self._perturber(record, "forward", address, mask, renormalised, in_place)
+        noisy = add_error(output, perturb)
         return self._count_on_the_way_back([record], noisy)
 
     def disturb_inputs(
@@ -381,6 +395,7 @@ class Injector:
         address: Callable[[Tensor], Address],
         mask: Callable[[Tensor, Address], Tensor | None] = _everything,
         renormalised: int | None = None,
+        in_place: bool = False,
     ) -> TensorMap:
         error_model = self.error_model.at_module(record.site.module)
 
@@ -393,7 +408,7 @@ class Injector:
             if renormalised is not None and not error_model.is_null:
                 noisy, counted = perturb_probabilities(error_model, value, at, renormalised, chosen)
             else:
-                noisy, counted = perturb_rows(error_model, value, at, chosen)
+                noisy, counted = perturb_rows(error_model, value, at, chosen, in_place)
             self.note(record, phase, counted)
             return noisy
 

@@ -1,7 +1,14 @@
 """Sees every operator, in any spelling, while a selected region runs; a runner acts."""
 
 from collections.abc import Callable
-from types import FunctionType
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +25,22 @@ from noisescope.inject.operators import Spelling, is_fused_attention, spelling_o
 from noisescope.inject.tracker import Place
 
 
+# Functions that are known to be no operators: most calls of a model are of these. Only kinds that
+# live as long as their library are kept.
+_PLAIN: set[Any] = set()
+_LASTING = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType)
+
+
+def _is_lasting(function: Any) -> bool:
+    if isinstance(function, MethodWrapperType):  # of an attribute, such as Tensor.shape.__get__
+        return isinstance(function.__self__, GetSetDescriptorType)
+    return isinstance(function, _LASTING)
+
+
 class Runner(Protocol):
     """What a mode hands the operators to; an injector is one."""
+
+    phases: tuple[str, ...]
 
     def run(
         self, place: Place, spelling: Spelling, function: Any, args: Any, kwargs: dict[str, Any]
@@ -53,6 +74,8 @@ class OperatorMode(TorchFunctionMode):
         """Handles one call; while it runs, this mode is off, so nothing inside is counted twice."""
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break("a part of a model in a noisescope session: compile it whole")
+        if func in _PLAIN and "backward" not in self.runner.phases:
+            return func(*args) if kwargs is None else func(*args, **kwargs)
         kwargs = kwargs or {}
         place = self.place()
         if place is None:
@@ -66,6 +89,8 @@ class OperatorMode(TorchFunctionMode):
                 return _OPEN_MULTI_HEAD_ATTENTION(*args, **kwargs)
         spelling = spelling_of(func, args, kwargs)
         if spelling is None:
+            if _is_lasting(func):
+                _PLAIN.add(func)
             return func(*args, **kwargs)
         return self.runner.run(place, spelling, func, args, kwargs)
 

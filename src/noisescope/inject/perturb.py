@@ -72,8 +72,7 @@ def add_error(value: Tensor, perturb: TensorMap) -> Tensor:
     if torch.is_grad_enabled() and value.requires_grad:
         result: Tensor = _AddError.apply(value, perturb)  # type: ignore[no-untyped-call]
         return result
-    with torch.no_grad():
-        return perturb(value)
+    return perturb(value)
 
 
 def with_noisy_gradient(value: Tensor, perturb: TensorMap) -> Tensor:
@@ -83,7 +82,11 @@ def with_noisy_gradient(value: Tensor, perturb: TensorMap) -> Tensor:
 
 
 def perturb_rows(
-    error_model: ErrorModel, clean: Tensor, at: Address, mask: Tensor | None = None
+    error_model: ErrorModel,
+    clean: Tensor,
+    at: Address,
+    mask: Tensor | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Perturbs a tensor of any shape, row by row; its memory layout is kept.
 
@@ -93,17 +96,21 @@ def perturb_rows(
         at: Where the elements lie.
         mask: bool [R, D] or [R, 1], the elements that are meant; None: all. The others keep their
             value to the last bit.
+        in_place: Whether `clean` may be written into.
 
     Returns:
-        The noisy values, always a tensor of its own, and the tally of the elements that are meant.
+        The noisy values, a tensor of its own unless `in_place`, and the tally of the elements that
+        are meant.
     """
-    flat_RD = clean.reshape(len(at), clean.numel() // max(1, len(at)))
+    rows = len(at)
+    flat_RD = clean.reshape(rows, clean.numel() // max(1, rows))
     if mask is None:
-        noisy_RD, counted = error_model.perturb(flat_RD, at)
+        in_place = in_place and clean.is_contiguous()
+        noisy_RD, counted = error_model.perturb(flat_RD, at, in_place)
     else:
         noisy_RD, counted = _perturb_where(mask, error_model, flat_RD, at)
     if noisy_RD is flat_RD:
-        return clean.clone(), counted
+        return (clean if in_place else clean.clone()), counted
     return _shaped_like(clean, noisy_RD), counted
 
 

@@ -33,6 +33,7 @@ from noisescope.inject.operands import OUTPUT, falls_on_inputs
 from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import perturb_probabilities, perturb_rows
 from noisescope.inject.ride_inputs import compute as compute_inputs
+from noisescope.inject.ride_together import Together
 from noisescope.inject.rows import Layout, Rows, known_batch
 from noisescope.inject.session import Session
 from noisescope.inject.sites import Site, SiteKey
@@ -68,6 +69,7 @@ class Ride:
         self._mode = OperatorMode(self, lambda: self._tracker.place)
         self._hooks = ExitStack()
         self._spans: tuple[Span, ...] = ()
+        self._together = Together()
         self._aboard: dict[str, list[tuple[Span, Session]]] = {}
 
     # Who sits where.
@@ -80,6 +82,7 @@ class Ride:
     @spans.setter
     def spans(self, spans: Sequence[Span]) -> None:
         self._spans = tuple(spans)
+        self._together.forget()
         self._aboard = {name: [] for name in self._region_names}
         for span in self._spans:
             for name in span.session.region_names if span.session is not None else ():
@@ -300,6 +303,9 @@ class Ride:
             raise RideError(f"{list(output.shape)} is not a batch of {batch} rows")
         per_row = output.shape[0] // batch
         with torch.no_grad():
+            layout = layouts.get("output", "channels")
+            if self._together.perturb(piece, marks, output, layout):
+                return output
             for mark in marks:
                 begin = (mark.span.begin - piece.begin) * per_row
                 end = (mark.span.end - piece.begin) * per_row

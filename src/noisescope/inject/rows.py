@@ -35,15 +35,12 @@ class RowMap:
 
     Attributes:
         kind: `token`, `sample` or `row`: how much of the address is known.
-        sample_R: int64 words.
-        position_R: int64, the token's index within its sample, padding not counted.
-        channel_R: int64, the channel of each row's first element.
+        at: The addresses, of site 0. The position is the token's index within its sample, padding
+            not counted.
     """
 
     kind: str
-    sample_R: Tensor
-    position_R: Tensor
-    channel_R: Tensor
+    at: Address
 
 
 @dataclass(frozen=True)
@@ -126,17 +123,19 @@ class Rows:
         if found is None:
             found = self._map(shape, is_heads_first, layout == "keys", value.device)
             self._maps[key] = found
-        return self._at(found, site), found.kind if self.is_named else "row"
+        return found.at.at_site(site), found.kind if self.is_named else "row"
 
     def parameter_address(self, value: Tensor, site: int) -> Address:
         """Returns the addresses for a parameter's gradient: the row is its own index.
 
         It is a sum over the pass, so the pass stands for the sample.
         """
-        return self._at(self._map_pass(_count_rows(value.shape), value.device), site)
+        return self._map_pass(_count_rows(value.shape), value.device).at.at_site(site)
 
-    def _at(self, rows: RowMap, site: int) -> Address:
-        return Address(self.seed, self.draw, site, rows.sample_R, rows.position_R, rows.channel_R)
+    def _row_map(
+        self, kind: str, sample_R: Tensor, position_R: Tensor, channel_R: Tensor
+    ) -> RowMap:
+        return RowMap(kind, Address(self.seed, self.draw, 0, sample_R, position_R, channel_R))
 
     def _with_heads(self, shape: torch.Size) -> torch.Size:
         """Returns [B*T*H, D] as [B, T, H, D], and other shapes as they are."""
@@ -160,13 +159,15 @@ class Rows:
         sample_B = mix(self.sample_BT[:, -1], self.position_BT[:, -1])
         sample_R = sample_B[:, None].expand(B, rows // B).reshape(-1).to(device)
         index_R = torch.arange(rows // B, device=device).repeat(B)
-        return RowMap("sample", sample_R, index_R, torch.zeros_like(index_R))
+        return self._row_map("sample", sample_R, index_R, torch.zeros_like(index_R))
 
     def _map_pass(self, rows: int, device: torch.device) -> RowMap:
         """Returns rows of which nothing is known but the pass, told by all its tokens."""
         index_R = torch.arange(rows, device=device)
         word = mix(self.sample_BT, self.position_BT).sum() & _WORD
-        return RowMap("row", word.to(device).expand(rows), index_R, torch.zeros_like(index_R))
+        return self._row_map(
+            "row", word.to(device).expand(rows), index_R, torch.zeros_like(index_R)
+        )
 
     def _map_tokens(
         self,
@@ -188,7 +189,7 @@ class Rows:
         )
         if not is_head_axis_first:
             each = tuple(t.transpose(1, 2) for t in each)
-        return RowMap("token", *(t.reshape(-1).to(device) for t in each))
+        return self._row_map("token", *(t.reshape(-1).to(device) for t in each))
 
     def _first_channels(self, channels: int, H: int, is_keys: bool) -> Tensor:
         head_H = torch.arange(H, device=self.sample_BT.device)

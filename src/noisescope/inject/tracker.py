@@ -38,7 +38,7 @@ Calls = dict[tuple[str, str], int]
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
-@dataclass
+@dataclass(slots=True)
 class Place:
     """Where the model is: region, module, and how often each operator ran there in this pass."""
 
@@ -48,8 +48,8 @@ class Place:
     calls: Calls = field(default_factory=dict)
     operator: str | None = None  # set while a module that is an operator as a whole runs
     record: SiteRecord | None = None  # of that operator
-    parameters: list[Tensor] = field(default_factory=list)
-    marks: list[Any] = field(default_factory=list)  # of that operator, in a ride
+    parameters: tuple[Tensor, ...] = ()
+    marks: Sequence[Any] = ()  # of that operator, in a ride
 
     def next_index(self, operator: str) -> int:
         """Counts a call of an operator in this module and returns its index."""
@@ -63,7 +63,7 @@ class Place:
         known = next((n for n, p in enumerate(self.parameters) if p is parameter), None)
         if known is None:
             known = len(self.parameters)
-            self.parameters.append(parameter)
+            self.parameters = (*self.parameters, parameter)
         return FIRST_PARAMETER + known
 
 
@@ -151,7 +151,7 @@ class Tracker:
     def _hooks(
         self, region: str, name: str, module: nn.Module, is_entry: bool
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        number = self._number
+        number, places, first_inside = self._number, self.places, self._first_inside
         operator = module_operator(module)
         loses_rows = is_experts(name, module)
 
@@ -162,14 +162,19 @@ class Tracker:
                 return compiled.before(
                     number, region, name, is_entry, operator or "", loses_rows, args, kwargs
                 )
-            place = self._next_place(region, name, is_entry, args, kwargs)
+            above = places[-1] if places else None
+            if above is not None and above.region == region:
+                first_inside.setdefault(region, name)
+                place: Place | None = Place(region, name, above.rows, above.calls)
+            else:
+                place = self._next_place(region, name, is_entry, args, kwargs)
             if place is None:
                 return None
             if loses_rows and place.rows is not None:
                 place.rows = place.rows.mixed()
             place.operator = operator
-            self.places.append(place)
-            if len(self.places) == 1:
+            places.append(place)
+            if len(places) == 1:
                 self.listener.enter_region()
             if operator is None:
                 return None
@@ -180,16 +185,16 @@ class Tracker:
                 from noisescope.inject import compiled
 
                 return compiled.after(number, region, name, loses_rows, output)
-            place = self.place
-            if place is None or (place.region, place.module) != (region, name):
+            place = places[-1] if places else None
+            if place is None or place.module != name or place.region != region:
                 return None  # the way in noted no place
             try:
                 if operator is None or output is None:
                     return None
                 return self.listener.after_module(place, module, output)
             finally:
-                self.places.pop()
-                if not self.places:
+                places.pop()
+                if not places:
                     self.listener.leave_region()
 
         run_as_is(before, after)
@@ -221,13 +226,10 @@ class Tracker:
     def _next_place(
         self, region: str, name: str, is_entry: bool, args: Any, kwargs: Any
     ) -> Place | None:
-        """Returns the place of a module that is about to run, or None outside its region."""
+        """Returns the place of a module that enters its region, or None outside the region."""
         if not self._is_attached:
             return None
         above = self.place
-        if above is not None and above.region == region:
-            self._first_inside.setdefault(region, name)
-            return Place(region, name, above.rows, above.calls)
         if is_entry:
             return Place(region, name, *self._pass_of(region, args, kwargs))
         if above is None and is_recomputing():

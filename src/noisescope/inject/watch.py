@@ -72,6 +72,8 @@ class Watch:
             its three sites is.
     """
 
+    phases = ("forward",)
+
     def __init__(
         self,
         model: nn.Module,

@@ -69,7 +69,9 @@ class BitFlips(ErrorModel):
             "of it: they are measured only"
         )
 
-    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def _perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         noisy_RD = self._flipped(y_RD, at)
         wide = torch.promote_types(y_RD.dtype, torch.float32)
         return noisy_RD, tally(y_RD, noisy_RD, noisy_RD.to(wide) - y_RD.to(wide))

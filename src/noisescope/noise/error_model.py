@@ -87,28 +87,33 @@ class ErrorModel(ABC):
             "from it: give the class a method mean_square(y)"
         )
 
-    def perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the error in float32 (float64 for float64) and rounds once to y's dtype.
 
         Args:
-            y_RD: float tensor [R, D], detached; it is left as it is.
+            y_RD: float tensor [R, D], detached; it is left as it is unless `in_place`.
             at: Where the elements lie, on y's device.
+            in_place: Whether the noisy values may be written into y, where that is faster.
 
         Returns:
-            The noisy values, a new tensor of y's dtype (y itself where the model is null), and the
-            tally: float64 [6] on y's device, see `tally`.
+            The noisy values, a new tensor of y's dtype (y itself where the model is null, or was
+            written into), and the tally: float64 [6] on y's device, see `tally`.
         """
         if y_RD.dim() != 2 or y_RD.shape[0] != at.sample_R.shape[0]:
             raise ValueError(f"tensor of {list(y_RD.shape)} with an address of {len(at)} rows")
         if self.is_null:
             return y_RD, tally(y_RD, y_RD, torch.zeros_like(y_RD))
-        return self._perturb(y_RD, at)
+        return self._perturb(y_RD, at, in_place)
 
     def perturb_weight(self, w_OK: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
         """`perturb` of a whole weight matrix [O, K], whose last axis is summed over."""
         return self.perturb(w_OK, at)
 
-    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def _perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`perturb` for a model that is not null; a model with a fused kernel overrides this."""
         wide_RD = y_RD if y_RD.dtype == torch.float64 else y_RD.to(torch.float32)
         error_RD = self.error(wide_RD, at)
@@ -135,7 +140,9 @@ class Replacing(ErrorModel):
         """Returns the new values less the clean ones."""
         return self.replaced(y_RD, at) - y_RD
 
-    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def _perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wide_RD = y_RD if y_RD.dtype == torch.float64 else y_RD.to(torch.float32)
         new_RD = self.replaced(wide_RD, at)
         noisy_RD = round_to(

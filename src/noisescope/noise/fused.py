@@ -1,14 +1,14 @@
 """Gaussian error on the CPU in one pass over the tensor, shared among threads.
 
-This half speaks torch: formats, addresses, threads. The loops are in kernel_cpu, which knows arrays
-only. Other error models and other devices take the generic path of error_model.
+This half speaks torch: formats, addresses, threads. The loops are in kernel_cpu, which knows memory
+addresses only. Other error models and other devices take the generic path of error_model.
 """
 
+import ctypes
 import os
-from collections.abc import Callable
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,23 @@ from noisescope.noise.kernel_cpu import (
     AS_BFLOAT16,
     AS_FLOAT16,
     AS_FLOAT32,
-    Recipe,
+    C_KERNEL,
     fill_words,
-    perturb_tasks,
+    kernel,
+    pack_job,
 )
 from noisescope.noise.rounding import Rounding
 
-# The kernel's name of each format, and the integers that show its bits in torch and in numpy.
+# The kernel's name of each format.
 FORMATS = {
-    torch.float32: (AS_FLOAT32, torch.int32, np.uint32),
-    torch.bfloat16: (AS_BFLOAT16, torch.int16, np.uint16),
-    torch.float16: (AS_FLOAT16, torch.int16, np.uint16),
+    torch.float32: AS_FLOAT32,
+    torch.bfloat16: AS_BFLOAT16,
+    torch.float16: AS_FLOAT16,
 }
 # Tasks are cut by shape alone: the order of the tally's sums is then free of the number of threads.
 ELEMENTS_PER_TASK = 2**14
-ELEMENTS_TO_SPLIT = 2**15
+# A forked child has none of its parent's OpenMP threads, and waits for them for ever.
+_PROCESS = os.getpid()
 
 
 def has_kernel(y: torch.Tensor) -> bool:
@@ -44,72 +46,116 @@ def has_kernel(y: torch.Tensor) -> bool:
 
 
 def perturb_gaussian(
-    y_RD: torch.Tensor, at: Address, scale: float, is_relative: bool, rounding: Rounding
+    y_RD: torch.Tensor,
+    at: Address,
+    scale: float | torch.Tensor,
+    is_relative: bool,
+    rounding: Rounding,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds N(0, 1) * scale, times abs(y) where relative: `ErrorModel.perturb` in one pass.
 
+    A row whose scale is 0 is taken as it is, bit by bit.
+
     Args:
-        y_RD: float32, bfloat16 or float16 tensor [R, D] on the CPU; it is left as it is.
+        y_RD: float32, bfloat16 or float16 tensor [R, D] on the CPU.
         at: Where the elements lie.
-        scale: Standard deviation of the error.
+        scale: Standard deviation of the error, at least 0: of all rows, or float32 [R] by row.
         is_relative: Whether the scale is a share of each value.
         rounding: 'nearest' or 'stochastic'.
+        out: Where the noisy values are written: contiguous, of y's shape and dtype; y itself, or
+            memory apart from it. None makes a new tensor.
 
     Returns:
-        The noisy values, a new tensor, and the tally, float64 [6]. The same bits however many
-        threads share the work.
+        The noisy values, and the tally: float64 [6], or [R, 6] where scale is by row. The same bits
+        however many threads share the work, and whether in place or not.
+
+    Raises:
+        ValueError: scale or out has another shape, dtype or layout.
     """
     # The kernel does a row of one token in 2 us: what stands here is most of its time.
     rows, channels = y_RD.shape
-    elements = rows * channels
-    number_format = FORMATS[y_RD.dtype][0]
-    noisy_RD = torch.empty_like(y_RD, memory_format=torch.contiguous_format)
+    noisy_RD = _output(y_RD, out)
+    scale, scale_R = _checked_scale(scale, rows)
     rows_per_task = max(1, ELEMENTS_PER_TASK // max(1, channels))
     task_count = -(-rows // rows_per_task)
-    tallies = np.zeros((task_count, len(TALLY_FIELDS)))
-    if elements == 0:
-        return noisy_RD, torch.from_numpy(tallies.sum(axis=0))
-    tallies[0, 0] = elements
-    arguments = (
-        _bits(noisy_RD),
-        _bits((y_RD.detach() if y_RD.requires_grad else y_RD).contiguous()),
-        at.sample_R.contiguous().numpy(),
-        at.position_R.contiguous().numpy(),
-        at.channel_R.contiguous().numpy(),
-        Recipe(
-            at.site,
-            at.seed,
-            at.draw,
-            number_format,
-            np.float32(scale),
-            is_relative,
-            rounding == "stochastic",
-        ),
+    is_by_row = scale_R is not None
+    is_one_tally = task_count == 1 and not is_by_row
+    size = () if is_one_tally else (rows if is_by_row else task_count,)
+    tallies = torch.zeros(*size, len(TALLY_FIELDS), dtype=torch.float64)
+    # Named, as the kernel gets their addresses: they must outlive it.
+    y_RD, claims = y_RD.contiguous(), ctypes.c_int64(0)
+    sample_R, position_R = at.sample_R.contiguous(), at.position_R.contiguous()
+    channel_R = at.channel_R.contiguous()
+    seed, seed_R = _common_or_by_row(at.seed)
+    draw, draw_R = _common_or_by_row(at.draw)
+    job = pack_job(
+        noisy_RD.data_ptr(),
+        y_RD.data_ptr(),
+        rows,
+        channels,
+        FORMATS[y_RD.dtype],
+        sample_R.data_ptr(),
+        position_R.data_ptr(),
+        channel_R.data_ptr(),
+        at.site,
+        seed,
+        _address(seed_R),
+        draw,
+        _address(draw_R),
+        scale,
+        _address(scale_R),
+        is_relative,
+        rounding == "stochastic",
         rows_per_task,
+        1 if is_by_row else rows_per_task,
+        tallies.data_ptr(),
+        ctypes.addressof(claims),
     )
-
-    def work(begin: int, end: int) -> None:
-        perturb_tasks(*arguments, begin, end, tallies)
-
-    if elements < ELEMENTS_TO_SPLIT:
-        work(0, task_count)
-    else:
-        _share(work, task_count)
-    return noisy_RD, torch.from_numpy(tallies[0] if task_count == 1 else tallies.sum(axis=0))
+    _run(job, task_count)
+    return noisy_RD, tallies if is_by_row or is_one_tally else tallies.sum(dim=0)
 
 
-def _bits(x: torch.Tensor) -> NDArray[Any]:
-    """Returns the flat bits of a contiguous tensor, without copying it."""
-    _, signed, unsigned = FORMATS[x.dtype]
-    # numpy has no bfloat16; for what it has, one view is cheaper than two.
-    shown = x.view(signed) if x.dtype == torch.bfloat16 else x
-    return shown.numpy().reshape(-1).view(unsigned)
+def _output(y_RD: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """Returns where the noisy values go: a new tensor, or the one given."""
+    if out is None:
+        return torch.empty_like(y_RD, memory_format=torch.contiguous_format)
+    if out.shape != y_RD.shape or out.dtype != y_RD.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"out: {out.dtype} {list(out.shape)} of strides {out.stride()}; contiguous "
+            f"{y_RD.dtype} {list(y_RD.shape)} is needed"
+        )
+    # A gradient that needs the values from before then fails instead of being wrong.
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+def _checked_scale(scale: float | torch.Tensor, rows: int) -> tuple[float, torch.Tensor | None]:
+    """Returns the common scale, and the scales by row where they are given so."""
+    if not isinstance(scale, torch.Tensor):
+        return float(scale), None
+    if scale.dtype != torch.float32 or scale.shape != (rows,):
+        raise ValueError(
+            f"scale: {scale.dtype} {list(scale.shape)}; a number, or torch.float32 [{rows}], "
+            "is needed"
+        )
+    return 0.0, scale.contiguous()
+
+
+def _common_or_by_row(word: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
+    """Returns the common word, and the words by row where they are given so."""
+    return (0, word.contiguous()) if isinstance(word, torch.Tensor) else (word, None)
+
+
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def words_cpu(at: Address, channels: int) -> NDArray[Any]:
     """Returns `random_words` of whole rows as the kernel makes them: uint32 [R, D].
 
-    For holding the kernel against its reference; channel_R and channels are multiples of 4.
+    For holding the kernel against its reference; channel_R are multiples of 4, channels of 128, and
+    seed and draw are common to the rows.
     """
     words_R4K = np.empty((len(at), 4, channels // 4), np.uint32)
     for r, row in enumerate(zip(at.channel_R, at.position_R, at.sample_R, strict=True)):
@@ -121,17 +167,40 @@ def words_cpu(at: Address, channels: int) -> NDArray[Any]:
     return words_R4K.swapaxes(1, 2).reshape(len(at), channels)
 
 
-def _share(work: Callable[[int, int], None], task_count: int) -> None:
-    """Does all tasks on as many threads as torch would use, the caller's own among them."""
+def _run(job: bytes, task_count: int) -> None:
+    """Does a job's tasks on as many threads as torch would use, the caller's own among them."""
     threads = min(torch.get_num_threads(), task_count)
-    cuts = [task_count * i // threads for i in range(threads + 1)]
-    if threads == 1:
-        return work(0, task_count)
-    pool = _pool(threads - 1, os.getpid())
-    others = [pool.submit(work, *cut) for cut in pairwise(cuts[1:])]
-    work(cuts[0], cuts[1])
+    if threads <= 1:
+        kernel()(job)
+    elif os.getpid() == _PROCESS and (run_on_team := _openmp()):
+        run_on_team(kernel(), job, threads, 0)
+    else:
+        _run_on_pool(job, threads)
+
+
+@cache
+def _openmp() -> Any:
+    """Returns OpenMP's call of a C function on several threads, or None where torch has none.
+
+    After each operator torch's threads wait for the next, busily for a while: who brings threads of
+    his own then finds the cores taken.
+    """
+    if sys.platform != "linux" or not torch.backends.openmp.is_available():
+        return None
+    run_on_team = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if run_on_team is not None:
+        run_on_team.restype = None
+        run_on_team.argtypes = (C_KERNEL, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint)
+    return run_on_team
+
+
+def _run_on_pool(job: bytes, threads: int) -> None:
+    others = [_pool(threads - 1, os.getpid()).submit(kernel(), job) for _ in range(threads - 1)]
+    kernel()(job)
     for other in others:
-        other.result()
+        # What has not begun by now would find nothing to do.
+        if not other.cancel():
+            other.result()
 
 
 @cache

@@ -36,10 +36,13 @@ class _Gaussian(ErrorModel):
         """Whether the scale is 0."""
         return self.scale == 0
 
-    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def _perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not has_kernel(y_RD):
-            return super()._perturb(y_RD, at)
-        return perturb_gaussian(y_RD, at, self.scale, self.is_relative, self.rounding)
+            return super()._perturb(y_RD, at, in_place)
+        out = y_RD if in_place and y_RD.is_contiguous() else None
+        return perturb_gaussian(y_RD, at, self.scale, self.is_relative, self.rounding, out)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,17 @@ cache. Values are those of philox.py and rounding.py, words and rounding exactly
 Everything compiled is in this one file, as numba's cache does not notice changes in another.
 """
 
+import ctypes
+import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from noisescope.noise.philox import MULTIPLIERS, ROUNDS, STREAM_FLIPS, WEYL
 
@@ -17,7 +23,8 @@ from noisescope.noise.philox import MULTIPLIERS, ROUNDS, STREAM_FLIPS, WEYL
 Array = Any
 Number = Any
 
-U16, U32, U64, I32, F32, F64 = np.uint16, np.uint32, np.uint64, np.int32, np.float32, np.float64
+U16, U32, U64, I32, I64 = np.uint16, np.uint32, np.uint64, np.int32, np.int64
+F32, F64 = np.float32, np.float64
 
 # 16 numbers fill the widest vector register; 64 blocks of four keep the scratch arrays under 8 KiB.
 GROUP = 16
@@ -43,6 +50,10 @@ INFINITY = U32(0x7F800000)
 LARGEST_BFLOAT16 = U32(0x7F7F0000)
 LARGEST_FLOAT16, NORMAL_FLOAT16 = U32(0x477FE000), U32(0x38800000)
 
+TALLY_BYTES = 8 * 6
+# Below this a sum of 256 squares in float32 may miss some that are no normal numbers.
+LEAST_SUM = F32(2.0**-100)
+
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compiles at the first call; machine code is kept on disk where a place can be written."""
@@ -59,17 +70,13 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 @_compiled(forceinline=True)
-def _philox(c_0: Number, c_1: Number, c_2: Number, c_3: Number, k_0: Number, k_1: Number) -> Any:
+def _round(x_0: Number, x_1: Number, x_2: Number, x_3: Number, k_0: Number, k_1: Number) -> Any:
+    """Returns Philox's words after one more round; what is above 32 bits does not count."""
     # Words lie in 64-bit lanes: the widening multiply is then one instruction without shuffles,
     # three times as fast as 32-bit lanes.
-    for _ in range(ROUNDS):
-        p_0 = c_0 * MULTIPLIER_0
-        p_1 = c_2 * MULTIPLIER_1
-        c_0, c_1 = (p_1 >> HALF) ^ c_1 ^ k_0, p_1 & MASK
-        c_2, c_3 = (p_0 >> HALF) ^ c_3 ^ k_1, p_0 & MASK
-        k_0 = (k_0 + WEYL_0) & MASK
-        k_1 = (k_1 + WEYL_1) & MASK
-    return c_0, c_1, c_2, c_3
+    p_0 = (x_0 & MASK) * MULTIPLIER_0
+    p_1 = (x_2 & MASK) * MULTIPLIER_1
+    return (p_1 >> HALF) ^ x_1 ^ k_0, p_1, (p_0 >> HALF) ^ x_3 ^ k_1, p_0
 
 
 @_compiled(forceinline=True)
@@ -83,14 +90,28 @@ def fill_words(
     seed: Number,
     draw: Number,
 ) -> None:
-    """Fills words[lane, j], uint32 [4, n], with those of blocks block + j; numbers are uint64."""
-    for j in range(blocks):
-        c_0 = (block + U64(j)) & BLOCK_MASK
-        x_0, x_1, x_2, x_3 = _philox(c_0, position, sample, site, seed, draw)
-        words[0, j] = U32(x_0)
-        words[1, j] = U32(x_1)
-        words[2, j] = U32(x_2)
-        words[3, j] = U32(x_3)
+    """Fills words[lane, j], uint32 [4, n], with those of blocks block + j; numbers are uint64.
+
+    More than are asked for are written, up to a multiple of 2 * GROUP.
+    """
+    half = U64((blocks + 2 * GROUP - 1) // (2 * GROUP) * GROUP)
+    for j in range(half):
+        # Two blocks at a time: each round waits for the one before, and the other block fills the
+        # gap.
+        x_0, y_0 = (block + U64(j)) & BLOCK_MASK, (block + half + U64(j)) & BLOCK_MASK
+        x_1 = y_1 = position
+        x_2 = y_2 = sample
+        x_3 = y_3 = site
+        k_0, k_1 = seed, draw
+        for _ in range(ROUNDS):
+            x_0, x_1, x_2, x_3 = _round(x_0, x_1, x_2, x_3, k_0, k_1)
+            y_0, y_1, y_2, y_3 = _round(y_0, y_1, y_2, y_3, k_0, k_1)
+            k_0 = (k_0 + WEYL_0) & MASK
+            k_1 = (k_1 + WEYL_1) & MASK
+        words[0, j], words[0, half + j] = U32(x_0), U32(y_0)
+        words[1, j], words[1, half + j] = U32(x_1), U32(y_1)
+        words[2, j], words[2, half + j] = U32(x_2), U32(y_2)
+        words[3, j], words[3, half + j] = U32(x_3), U32(y_3)
 
 
 # Fused multiply-adds are let in where polynomials are; elsewhere one would skip a rounding that the
@@ -198,18 +219,96 @@ def _float16_bits(bits: Number, dice: Number, is_stochastic: bool) -> Any:
     return U32(rounded | U32(U32(bits & SIGN_MASK) >> U32(16)))
 
 
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """Returns an address, int64, as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _chunk_memory(typing: Any) -> Any:
+    """Returns a pointer to room for CHUNK numbers of 32 bits on the calling function's stack.
+
+    The compiler knows that nothing else points there, and nothing is counted: counts of arrays from
+    the heap take longer than a chunk of a short row.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        numbers = context.get_value_type(types.UniTuple(types.uint32, CHUNK))
+        room = cgutils.alloca_once(builder, numbers)
+        room.align = 64
+        return builder.bitcast(room, cgutils.voidptr_t)
+
+    return types.voidptr(), generate
+
+
+@intrinsic
+def _claim(typing: Any, address: Any) -> Any:
+    """Adds 1 to the int64 at an address, as one step among threads, and returns what was there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], cgutils.intp_t.as_pointer())
+        return builder.atomic_rmw("add", pointer, context.get_constant(types.int64, 1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
 @_compiled(forceinline=True)
-def _read(x: Array, y: Array, start: int, count: int, number_format: int) -> None:
+def _word_of_row(word: int, words_at: int, r: int) -> Any:
+    """Returns number r of the int64 at an address, or the common word where there is none."""
+    if words_at != 0:
+        word = numba.carray(_pointer(words_at), (r + 1,), np.int64)[r]
+    return U64(word) & MASK
+
+
+@_compiled(forceinline=True)
+def _scale_of_row(scale: Number, scales_at: int, r: int) -> Any:
+    """Returns number r of the float32 at an address, or the common scale where there is none."""
+    if scales_at != 0:
+        return numba.carray(_pointer(scales_at), (r + 1,), F32)[r]
+    return F32(scale)
+
+
+@_compiled(forceinline=True)
+def _read(x: Array, y_at: int, start: int, count: int, number_format: int) -> None:
     """Fills x with y[start:start+count] as float32."""
+    end = start + U64(count)
     if number_format == AS_FLOAT32:
+        bits = numba.carray(_pointer(y_at), (end,), U32)
         for i in range(count):
-            x[i] = U32(y[start + U64(i)]).view(F32)
-    elif number_format == AS_BFLOAT16:
+            x[i] = U32(bits[start + U64(i)]).view(F32)
+        return
+    halves = numba.carray(_pointer(y_at), (end,), U16)
+    if number_format == AS_BFLOAT16:
         for i in range(count):
-            x[i] = U32(U32(y[start + U64(i)]) << U32(16)).view(F32)
+            x[i] = U32(U32(halves[start + U64(i)]) << U32(16)).view(F32)
     else:
         for i in range(count):
-            x[i] = _float_of_half(U32(y[start + U64(i)]))
+            x[i] = _float_of_half(U32(halves[start + U64(i)]))
+
+
+@_compiled(forceinline=True)
+def _copy(out_at: int, y_at: int, start: int, count: int, number_format: int) -> None:
+    """Copies the bits of y[start:start+count] into out."""
+    end = start + U64(count)
+    if number_format == AS_FLOAT32:
+        words, out = (
+            numba.carray(_pointer(y_at), (end,), U32),
+            numba.carray(_pointer(out_at), (end,), U32),
+        )
+        for i in range(count):
+            out[start + U64(i)] = words[start + U64(i)]
+    else:
+        halves, out_16 = (
+            numba.carray(_pointer(y_at), (end,), U16),
+            numba.carray(_pointer(out_at), (end,), U16),
+        )
+        for i in range(count):
+            out_16[start + U64(i)] = halves[start + U64(i)]
 
 
 @_compiled(forceinline=True)
@@ -236,112 +335,221 @@ def _add(
 
 @_compiled(forceinline=True)
 def _write(
-    out: Array,
+    out_at: int,
     start: int,
     noisy: Array,
     dice: Array,
     offset: int,
     count: int,
-    format_: int,
+    number_format: int,
     is_chance: bool,
 ) -> None:
     """Rounds noisy into out[start:start+count], and noisy itself becomes what was written."""
-    if format_ == AS_FLOAT32:
+    end = start + U64(count)
+    if number_format == AS_FLOAT32:
+        out = numba.carray(_pointer(out_at), (end,), U32)
         for i in range(count):
             out[start + U64(i)] = F32(noisy[i]).view(U32)
-    elif format_ == AS_BFLOAT16:
+        return
+    halves = numba.carray(_pointer(out_at), (end,), U16)
+    if number_format == AS_BFLOAT16:
         for i in range(count):
             bits = _bfloat16_bits(F32(noisy[i]).view(U32), dice[offset + U64(i)], is_chance)
-            out[start + U64(i)] = bits
+            halves[start + U64(i)] = bits
             noisy[i] = U32(U32(bits) << U32(16)).view(F32)
     else:
         for i in range(count):
             bits = _float16_bits(F32(noisy[i]).view(U32), dice[offset + U64(i)], is_chance)
-            out[start + U64(i)] = bits
+            halves[start + U64(i)] = bits
             noisy[i] = _float_of_half(U32(bits))
 
 
-# Sums may be reassociated here, to be vectorised, but noisy is read back from memory: what arrived
-# cannot be simplified into what was asked for.
+# Sums may be reassociated in these two, to be vectorised, but noisy is read back from memory: what
+# arrived cannot be simplified into what was asked for.
 @_compiled(forceinline=True, fastmath={"contract", "reassoc"})
-def _count(tallies: Array, task: int, x: Array, noisy: Array, error: Array, count: int) -> None:
-    """Adds a chunk to tallies[task, 1:]: asked, changed, error, clean and asked square."""
+def _tally(tally: Array, x: Array, noisy: Array, error: Array, count: int) -> None:
+    """Adds a chunk to tally[1:]: asked, changed, error, clean and asked square."""
+    wanted, changed = I32(0), I32(0)
+    error_square, clean_square, asked_square = F32(0), F32(0), F32(0)
+    for i in range(count):
+        change = noisy[i] - x[i]
+        wanted = I32(wanted + I32(1 if error[i] != F32(0) else 0))
+        changed = I32(changed + I32(1 if noisy[i] != x[i] else 0))
+        error_square += change * change
+        clean_square += x[i] * x[i]
+        asked_square += error[i] * error[i]
+    is_finite = error_square + clean_square + asked_square < F32(np.inf)
+    is_whole = (
+        (wanted == 0 or asked_square >= LEAST_SUM)
+        and (changed == 0 or error_square >= LEAST_SUM)
+        and clean_square >= LEAST_SUM
+    )
+    if is_finite and is_whole:
+        tally[1] += wanted
+        tally[2] += changed
+        tally[3] += error_square
+        tally[4] += clean_square
+        tally[5] += asked_square
+    else:
+        _tally_with_care(tally, x, noisy, error, count)
+
+
+@_compiled(fastmath={"contract", "reassoc"})
+def _tally_with_care(tally: Array, x: Array, noisy: Array, error: Array, count: int) -> None:
+    """`_tally` in float64, of finite elements alone."""
     wanted, changed = 0, 0
     error_square, clean_square, asked_square = 0.0, 0.0, 0.0
     for i in range(count):
-        is_finite = abs(noisy[i]) < np.inf
+        was_finite = abs(x[i]) < np.inf
+        is_finite = was_finite and abs(noisy[i]) < np.inf
         change = F64(noisy[i]) - F64(x[i]) if is_finite else 0.0
         clean = F64(x[i]) if is_finite else 0.0
         asked = F64(error[i]) if is_finite else 0.0
-        changed += 1 if abs(x[i]) < np.inf and noisy[i] != x[i] else 0
         wanted += 1 if asked != 0.0 else 0
+        changed += 1 if was_finite and noisy[i] != x[i] else 0
         error_square += change * change
         clean_square += clean * clean
         asked_square += asked * asked
-    tallies[task, 1] += wanted
-    tallies[task, 2] += changed
-    tallies[task, 3] += error_square
-    tallies[task, 4] += clean_square
-    tallies[task, 5] += asked_square
+    tally[1] += wanted
+    tally[2] += changed
+    tally[3] += error_square
+    tally[4] += clean_square
+    tally[5] += asked_square
 
 
-class Recipe(NamedTuple):
-    """What is done to each element of a tensor; numbers only, as arrays in a tuple are counted."""
-
-    site: int
-    seed: int
-    draw: int
-    number_format: int
-    scale: Number
-    is_relative: bool
-    is_stochastic: bool
+@_compiled(forceinline=True)
+def _interleave(dice: Array, words: Array, blocks: int) -> None:
+    """Fills dice[4 j + lane] from words[lane, j]."""
+    for j in range(blocks):
+        for lane in range(4):
+            dice[4 * j + lane] = words[lane, j]
 
 
 @_compiled()
-def perturb_tasks(
-    out: Array,
-    y: Array,
-    sample_R: Array,
-    position_R: Array,
-    channel_R: Array,
-    recipe: Any,
-    rows_per_task: int,
-    begin: int,
-    end: int,
-    tallies: Array,
+def _leave_row(
+    out_at: int,
+    y_at: int,
+    r: int,
+    channels: int,
+    number_format: int,
+    tally: Array,
+    x: Array,
+    error: Array,
 ) -> None:
-    """Perturbs the rows of tasks begin..end-1 of flat y into out, and writes a tally per task."""
-    words = np.empty((4, CHUNK_BLOCKS), U32)
-    dice = np.zeros(CHUNK, U32)
-    normals = np.empty(CHUNK, F32)
-    x, error, noisy = np.empty(CHUNK, F32), np.empty(CHUNK, F32), np.empty(CHUNK, F32)
-    channels = len(y) // len(sample_R)
-    site, seed, draw = U64(recipe.site), U64(recipe.seed), U64(recipe.draw)
-    for r in range(begin * rows_per_task, min(end * rows_per_task, len(sample_R))):
-        position, sample = U64(position_R[r]) & MASK, U64(sample_R[r]) & MASK
-        first_block = (U64(channel_R[r]) & MASK) >> U64(2)
-        # Chunks begin at whole blocks; the first column may lie inside its block.
-        shift = channel_R[r] & 3
-        for chunk in range((channels + shift + CHUNK - 1) // CHUNK):
-            first = max(0, chunk * CHUNK - shift)
-            count = min(channels, (chunk + 1) * CHUNK - shift) - first
-            offset = U64(first + shift - chunk * CHUNK)
-            # Whole groups, so that every number leaves the same vector instructions wherever a row
-            # ends; what is too much stays in the scratch arrays.
-            groups = (first + shift - chunk * CHUNK + count + 4 * GROUP - 1) // (4 * GROUP)
-            blocks = groups * GROUP
-            block = first_block + U64(chunk * CHUNK_BLOCKS)
-            start = U64(r * channels + first)
-            fill_words(words, blocks, block, position, sample, site ^ NOISE_FLIP, seed, draw)
-            fill_normals(normals, words, blocks)
-            _read(x, y, start, count, recipe.number_format)
-            _add(noisy, error, x, normals, offset, count, recipe.scale, recipe.is_relative)
-            if recipe.is_stochastic:
-                fill_words(words, blocks, block, position, sample, site ^ ROUNDING_FLIP, seed, draw)
-                for j in range(blocks):
-                    for lane in range(4):
-                        dice[4 * j + lane] = words[lane, j]
-            _write(
-                out, start, noisy, dice, offset, count, recipe.number_format, recipe.is_stochastic
+    """Takes row r as it is, NaN payloads too."""
+    error[:] = 0
+    for first in range(0, channels, CHUNK):
+        start, count = U64(r * channels + first), min(CHUNK, channels - first)
+        _read(x, y_at, start, count, number_format)
+        if out_at != y_at:
+            _copy(out_at, y_at, start, count, number_format)
+        _tally(tally, x, x, error, count)
+
+
+# What the kernel is told: `_at` is the address of contiguous numbers, as to make arrays of tensors
+# takes longer than to perturb a row. The addresses by row may be 0: the word or the scale named
+# before is then that of all rows.
+JOB = np.dtype(
+    [
+        ("out_at", np.int64),  # numbers of y's format [R, D]; may be y_at
+        ("y_at", np.int64),
+        ("rows", np.int64),
+        ("channels", np.int64),
+        ("number_format", np.int64),
+        ("sample_at", np.int64),  # int64 [R], and so are position, channel, seed and draw by row
+        ("position_at", np.int64),
+        ("channel_at", np.int64),
+        ("site", np.int64),
+        ("seed", np.int64),
+        ("seed_at", np.int64),
+        ("draw", np.int64),
+        ("draw_at", np.int64),
+        ("scale", np.float64),
+        ("scale_at", np.int64),  # float32 [R]
+        ("is_relative", np.int64),
+        ("is_stochastic", np.int64),
+        ("rows_per_task", np.int64),
+        ("rows_per_tally", np.int64),
+        ("tally_at", np.int64),  # float64 [tallies, 6], zeros
+        ("claims_at", np.int64),  # int64 [1], 0: how many tasks have been begun
+    ]
+)
+pack_job = struct.Struct(
+    "=" + "".join("d" if name == "scale" else "q" for name in JOB.names or ())
+).pack
+
+
+C_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def kernel() -> Any:
+    """Returns `_perturb` as a C function of a packed job, which threads may share."""
+    return C_KERNEL(_compiled_kernel().address)
+
+
+@cache
+def _compiled_kernel() -> Any:
+    """Returns what numba compiled; without it the function's address is no longer good."""
+    options = {"error_model": "numpy"}
+    try:
+        return numba.cfunc("void(voidptr)", cache=True, **options)(_perturb)
+    except RuntimeError:
+        return numba.cfunc("void(voidptr)", **options)(_perturb)
+
+
+def _perturb(job_at: Any) -> None:
+    """Perturbs y into out, task by task, until none is left that another thread has not begun."""
+    job = numba.carray(job_at, (1,), JOB)[0]
+    rows, channels, number_format = job.rows, job.channels, job.number_format
+    out_at, y_at = job.out_at, job.y_at
+    is_relative, is_stochastic = job.is_relative != 0, job.is_stochastic != 0
+    noise_site, rounding_site = U64(job.site) ^ NOISE_FLIP, U64(job.site) ^ ROUNDING_FLIP
+    words = numba.carray(_chunk_memory(), (4, CHUNK_BLOCKS), U32)
+    dice = numba.carray(_chunk_memory(), (CHUNK,), U32)
+    normals = numba.carray(_chunk_memory(), (CHUNK,), F32)
+    x = numba.carray(_chunk_memory(), (CHUNK,), F32)
+    error = numba.carray(_chunk_memory(), (CHUNK,), F32)
+    noisy = numba.carray(_chunk_memory(), (CHUNK,), F32)
+    for i in range(CHUNK):
+        dice[i] = 0
+    while True:
+        begin = _claim(job.claims_at) * job.rows_per_task
+        if begin >= rows:
+            break
+        for r in range(begin, min(begin + job.rows_per_task, rows)):
+            tally = numba.carray(
+                _pointer(job.tally_at + TALLY_BYTES * (r // job.rows_per_tally)), (6,), F64
             )
-            _count(tallies, r // rows_per_task, x, noisy, error, count)
+            tally[0] += channels
+            row_scale = _scale_of_row(job.scale, job.scale_at, r)
+            if row_scale == F32(0):
+                _leave_row(out_at, y_at, r, channels, number_format, tally, x, error)
+                continue
+            seed = _word_of_row(job.seed, job.seed_at, r)
+            draw = _word_of_row(job.draw, job.draw_at, r)
+            sample = _word_of_row(0, job.sample_at, r)
+            position = _word_of_row(0, job.position_at, r)
+            channel = _word_of_row(0, job.channel_at, r)
+            first_block = channel >> U64(2)
+            # Chunks begin at whole blocks; the first column may lie inside its block.
+            shift: Any = I64(channel & U64(3))
+            for chunk in range((channels + shift + CHUNK - 1) // CHUNK):
+                first = max(0, chunk * CHUNK - shift)
+                count = min(channels, (chunk + 1) * CHUNK - shift) - first
+                offset = U64(first + shift - chunk * CHUNK)
+                # Whole groups, so that every number leaves the same vector instructions wherever a
+                # row ends; what is too much stays in the scratch arrays.
+                groups = (first + shift - chunk * CHUNK + count + 4 * GROUP - 1) // (4 * GROUP)
+                blocks = groups * GROUP
+                block = first_block + U64(chunk * CHUNK_BLOCKS)
+                start = U64(r * channels + first)
+                fill_words(words, blocks, block, position, sample, noise_site, seed, draw)
+                fill_normals(normals, words, blocks)
+                _read(x, y_at, start, count, number_format)
+                _add(noisy, error, x, normals, offset, count, row_scale, is_relative)
+                if is_stochastic:
+                    fill_words(words, blocks, block, position, sample, rounding_site, seed, draw)
+                    _interleave(dice, words, blocks)
+                _write(out_at, start, noisy, dice, offset, count, number_format, is_stochastic)
+                _tally(tally, x, noisy, error, count)

@@ -31,7 +31,8 @@ def philox4x32(
 
     Args:
         counter: int64 [..., 4], each value a 32-bit word.
-        key: int64 [..., 2], or the two words as a pair.
+        key: int64 [..., 2], or the two words as a pair, each a number or of a shape that broadcasts
+            to the counters'.
 
     Returns:
         int64 [..., 4], values 0 to 2**32 - 1.
@@ -49,8 +50,8 @@ def philox4x32(
 def random_words(at: Address, channels: int, stream: int = 0) -> torch.Tensor:
     """Returns one random word for each element of a tensor.
 
-    The counter is (channel block, position, sample, site), the key (seed, draw). A block is four
-    neighbouring channels and the channel modulo 4 picks the word.
+    The counter is (channel block, position, sample, site), the key (seed, draw) of the row. A
+    block is four neighbouring channels and the channel modulo 4 picks the word.
 
     Args:
         at: Where the R rows lie.
@@ -105,7 +106,12 @@ def _block_words(at: Address, channels: int, stream: int) -> torch.Tensor:
         ),
         dim=-1,
     )
-    return philox4x32(counter, (at.seed, at.draw))
+    return philox4x32(counter, (_key_word(at.seed), _key_word(at.draw)))
+
+
+def _key_word(word: int | torch.Tensor) -> int | torch.Tensor:
+    """Returns a word of the key as it goes with [R, K] blocks."""
+    return word[:, None] & _MASK if isinstance(word, torch.Tensor) else word
 
 
 def _pick_lanes(lanes_RK4: torch.Tensor, at: Address, channels: int) -> torch.Tensor:

@@ -106,7 +106,9 @@ class RoundTo(ErrorModel):
         """`perturb` with tensor scales over the whole matrix [O, K] and blocks along K."""
         return self._replace(w_OK, at, is_weight=True)
 
-    def _perturb(self, y_RD: torch.Tensor, at: Address) -> tuple[torch.Tensor, torch.Tensor]:
+    def _perturb(
+        self, y_RD: torch.Tensor, at: Address, in_place: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._replace(y_RD, at, is_weight=False)
 
     def _replace(

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,29 @@ def test_rows_are_those_asked_for():
     part = flat_address(1, 2, 3, rows=10).rows(4, 7)
     assert part.position_R.tolist() == [4, 5, 6]
     assert (part.seed, part.draw, part.site, len(part)) == (1, 2, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["seed", "draw"])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(3, dtype=torch.int64), torch.zeros(2), torch.zeros(2, 1, dtype=torch.int64)]
+)
+def test_words_by_row_of_another_length_dtype_or_rank_are_refused(name, bad):
+    with pytest.raises(ValueError, match="one common length"):
+        replace(flat_address(1, 2, 3, rows=2), **{name: bad})
+
+
+def test_the_site_is_common_to_all_rows():
+    with pytest.raises(InputError, match=r"^site tensor"):
+        replace(flat_address(1, 2, 3, rows=2), site=torch.zeros(2, dtype=torch.int64))
+
+
+def test_rows_take_their_own_words_along():
+    at = replace(flat_address(1, 2, 3, rows=10), seed=torch.arange(10))
+    part = at.rows(4, 7)
+    assert part.seed.tolist() == [4, 5, 6]
+    assert part.draw == 2
+    other = at.rows(4, 7, seed=9, draw=torch.tensor([7, 8, 9]))
+    assert (other.seed, other.draw.tolist()) == (9, [7, 8, 9])
 
 
 def test_site_word_is_the_digest_of_the_name_in_every_process():

@@ -19,7 +19,9 @@ from noisescope.noise import (
     kernel_cpu,
     random_words,
     standard_normal,
+    tally,
 )
+from noisescope.noise.fused import perturb_gaussian
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -148,16 +150,32 @@ def test_tensors_that_are_not_contiguous(dtype):
     assert len(RelativeGaussian(0.1).perturb(spread, at)[0].unique(dim=0)) == 40
 
 
+@pytest.mark.parametrize("threads_of", ["openmp", "pool"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_number_of_threads_gives_the_same_bytes_and_tally(dtype, monkeypatch):
+def test_any_number_of_threads_gives_the_same_bytes_and_tally(dtype, threads_of, monkeypatch):
+    if threads_of == "pool":
+        monkeypatch.setattr(fused, "_openmp", lambda: None)
     y, at = tensor(301, 500, dtype), some_address(301, 3)
+    scale_R = torch.linspace(0, 0.2, 301)
     results = []
     for threads in (1, 2, 3, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        results.append(RelativeGaussian(0.1, "stochastic").perturb(y, at))
-    for noisy, told in results[1:]:
-        assert torch.equal(noisy, results[0][0])
-        assert torch.equal(told, results[0][1])
+        results.append(
+            RelativeGaussian(0.1, "stochastic").perturb(y, at)
+            + perturb_gaussian(y, at, scale_R, True, "stochastic")
+        )
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_a_forked_child_brings_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(fused, "_PROCESS", fused._PROCESS + 1)
+    monkeypatch.setattr(fused, "_openmp", lambda: pytest.fail("the parent's threads are called"))
+    y, at = tensor(301, 500), some_address(301)
+    noisy, _ = RelativeGaussian(0.1).perturb(y, at)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert torch.equal(noisy, RelativeGaussian(0.1).perturb(y, at)[0])
 
 
 def test_every_cut_of_a_tensor_gives_the_same_bytes():
@@ -189,15 +207,185 @@ def test_empty_and_single_elements(shape, dtype):
     assert told[0] == y.numel()
 
 
-def test_the_kernel_compiles_where_no_cache_can_be_written(monkeypatch):
+def conditions(rows):
+    """An address and scales that differ from row to row; every third scale is 0."""
+    generator = torch.Generator().manual_seed(2)
+    seed_R, draw_R = (torch.randint(0, 2**32, (rows,), generator=generator) for _ in range(2))
+    scale_R = 0.1 * torch.rand(rows, generator=generator) * (torch.arange(rows) % 3 != 0)
+    return replace(some_address(rows, 3), seed=seed_R, draw=draw_R), scale_R
+
+
+def one_row(at, r):
+    return replace(at.rows(r, r + 1), seed=int(at.seed[r]), draw=int(at.draw[r]))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("is_relative", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_one_batch_are_what_each_is_alone(dtype, is_relative, rounding):
+    y, (at, scale_R) = tensor(60, 700, dtype), conditions(60)
+    noisy, told_R6 = perturb_gaussian(y, at, scale_R, is_relative, rounding)
+    for r in range(60):
+        scale = float(scale_R[r])
+        alone, told = perturb_gaussian(y[r : r + 1], one_row(at, r), scale, is_relative, rounding)
+        assert torch.equal(noisy[r : r + 1], alone)
+        assert torch.equal(told_R6[r], told)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_with_conditions_agree_with_the_reference(dtype):
+    y, (at, scale_R) = tensor(60, 700, dtype), conditions(60)
+    noisy, told_R6 = perturb_gaussian(y, at, scale_R, True, "nearest")
+    error = standard_normal(at, 700) * scale_R[:, None] * y.float().abs()
+    expected = (y.float() + error).to(dtype)
+    assert torch.allclose(
+        noisy.double(), expected.double(), rtol=1.01 * torch.finfo(dtype).eps, atol=1e-7
+    )
+    for r in range(60):
+        told = tally(y[r], noisy[r], error[r]).tolist()
+        assert told_R6[r].tolist() == pytest.approx(told, rel=1e-5)
+    whole = tally(y, noisy, error).tolist()
+    assert told_R6.sum(dim=0).tolist() == pytest.approx(whole, rel=1e-5)
+
+
+def test_seeds_and_draws_by_row_are_taken_with_a_common_scale():
+    y, (at, _) = tensor(60, 700), conditions(60)
+    noisy, told = perturb_gaussian(y, at, 0.1, True, "nearest")
+    by_row, told_R6 = perturb_gaussian(y, at, torch.full((60,), 0.1), True, "nearest")
+    assert torch.equal(noisy, by_row)
+    assert told.tolist() == pytest.approx(told_R6.sum(dim=0).tolist(), rel=1e-12)
+
+
+def test_conditions_that_are_not_contiguous():
+    y, (at, scale_R) = tensor(30, 70), conditions(60)
+    strided = replace(at.rows(0, 30), seed=at.seed[::2], draw=at.draw[:1].expand(30))
+    straight = replace(strided, seed=at.seed[::2].clone(), draw=at.draw[:1].repeat(30))
+    noisy, _ = perturb_gaussian(y, strided, scale_R[::2], True, "nearest")
+    expected, _ = perturb_gaussian(y, straight, scale_R[::2].clone(), True, "nearest")
+    assert torch.equal(noisy, expected)
+
+
+def every_pattern(dtype):
+    """All 16-bit patterns, or as many of 32 bits: NaN payloads, -0.0 and subnormals among them."""
+    short = torch.arange(-(2**15), 2**15)
+    bits = (short << 16 | short & 1).int() if dtype == torch.float32 else short.to(torch.int16)
+    return bits.view(dtype).reshape(64, 1024)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_scale_zero_keeps_its_bits_and_tells_its_clean_square(dtype, in_place):
+    y, at = every_pattern(dtype), some_address(64)
+    is_null_R = torch.arange(64) % 4 != 2
+    scale_R = (~is_null_R).float()
+    bits = y.clone().view(torch.uint8)
+    noisy, told = perturb_gaussian(
+        y, at, scale_R, True, "stochastic", out=y if in_place else torch.zeros_like(y)
+    )
+    clean = bits.view(dtype)
+    assert torch.equal(noisy.view(torch.uint8)[is_null_R], bits[is_null_R])
+    assert not torch.equal(noisy.view(torch.uint8)[~is_null_R], bits[~is_null_R])
+    for r in is_null_R.nonzero().flatten().tolist():
+        expected = tally(clean[r], clean[r], torch.zeros(1024))
+        assert told[r].tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place_gives_the_same_bytes_and_tally(dtype, rounding):
+    y, at = tensor(301, 500, dtype), some_address(301, 3)
+    expected, expected_told = perturb_gaussian(y, at, 0.1, True, rounding)
+    version = y._version
+    noisy, told = perturb_gaussian(y, at, 0.1, True, rounding, out=y)
+    assert noisy is y
+    assert y._version > version
+    assert torch.equal(noisy, expected)
+    assert torch.equal(told, expected_told)
+
+
+@pytest.mark.parametrize(
+    "out", [torch.zeros(5, 4), torch.zeros(4, 5).bfloat16(), torch.zeros(5, 4).t()]
+)
+def test_an_output_of_another_shape_dtype_or_layout_is_refused(out):
+    with pytest.raises(ValueError, match=r"out: .*contiguous torch.float32 \[4, 5\] is needed"):
+        perturb_gaussian(tensor(4, 5), some_address(4), 0.1, True, "nearest", out)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(4).double(), torch.ones(4, 1)])
+def test_scales_of_another_shape_or_dtype_are_refused(scale):
+    with pytest.raises(ValueError, match=r"a number, or torch.float32 \[4\], is needed"):
+        perturb_gaussian(tensor(4, 5), some_address(4), scale, True, "nearest")
+
+
+SIZES = {
+    "ordinary": lambda y: y,
+    "squares overflow": lambda y: y * 1e30,
+    "one square overflows": lambda y: y.index_fill(1, torch.tensor([300]), 1e25),
+    "squares underflow": lambda y: y * 1e-30,
+    "subnormal": lambda y: y * 1e-41,
+    "changes underflow": lambda y: (y * 1e-18).index_fill(1, torch.tensor([300]), 1.0),
+    "zero": lambda y: y * 0,
+    "infinite": lambda y: y.index_fill(1, torch.tensor([3, 290]), math.inf),
+    "NaN": lambda y: y.index_fill(1, torch.tensor([3]), math.nan),
+    "near the largest": lambda y: y.sign() * 3e38,
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_tally_is_right_for_values_of_every_size(size):
+    y, at = SIZES[size](tensor(8, 700)), some_address(8, 1)
+    noisy, told = perturb_gaussian(y, at, 0.5, True, "nearest")
+    told_R6 = perturb_gaussian(y, at, torch.full((8,), 0.5), True, "nearest")[1]
+    error = standard_normal(at, 700) * 0.5 * y.abs()
+    assert told.tolist() == pytest.approx(tally(y, noisy, error).tolist(), rel=1e-6, abs=0)
+    for r in range(8):
+        expected = tally(y[r], noisy[r], error[r])
+        assert told_R6[r].tolist() == pytest.approx(expected.tolist(), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-25])
+def test_errors_whose_squares_underflow_are_told(scale):
+    y, at = tensor(8, 700), some_address(8)
+    noisy, told = perturb_gaussian(y, at, scale, True, "nearest")
+    error = standard_normal(at, 700) * scale * y.abs()
+    assert told.tolist() == pytest.approx(tally(y, noisy, error).tolist(), rel=1e-6, abs=0)
+
+
+def test_tiny_changes_beside_an_erased_one_are_told():
+    """In a chunk the sum of what was asked is ordinary, that of what arrived underflows."""
+    y, at = torch.full((64, 40), 1e-24, dtype=torch.bfloat16), some_address(64)
+    y[:, 7] = 1.0
+    noisy, told = perturb_gaussian(y, at, 1e-3, True, "nearest", None)
+    is_erased_R = noisy[:, 7] == 1.0
+    assert is_erased_R.double().mean() > 0.5
+    told_R6 = perturb_gaussian(y, at, torch.full((64,), 1e-3), True, "nearest")[1]
+    for r in is_erased_R.nonzero().flatten().tolist():
+        change = noisy[r].double() - y[r].double()
+        assert float(told_R6[r, 3]) == pytest.approx(float(change.square().sum()), rel=1e-6, abs=0)
+    assert told[2] == (noisy != y).sum()
+
+
+def test_no_rows_have_no_tallies():
+    empty = perturb_gaussian(torch.ones(0, 5), some_address(0), torch.ones(0), True, "nearest")
+    assert [list(x.shape) for x in empty] == [[0, 5], [0, 6]]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "call"),
+    [
+        ("njit", lambda: kernel_cpu._compiled()(abs)),
+        ("cfunc", lambda: kernel_cpu._compiled_kernel.__wrapped__()),
+    ],
+)
+def test_the_kernel_compiles_where_no_cache_can_be_written(compiler, call, monkeypatch):
     calls = []
 
-    def njit(**options):
+    def compile_(*signature, **options):
         calls.append(options)
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(numba, "njit", njit)
-    assert kernel_cpu._compiled()(abs) is abs
+    monkeypatch.setattr(numba, compiler, compile_)
+    assert call() in (abs, kernel_cpu._perturb)
     assert [bool(c.get("cache")) for c in calls] == [True, False]

@@ -57,6 +57,18 @@ def test_words_have_the_counter_and_key_that_the_design_says(channel):
     assert random_words(at, 9).tolist() == expected
 
 
+@pytest.mark.parametrize("stream", [0, 1])
+def test_words_by_row_are_those_of_each_row_alone(stream, monkeypatch):
+    monkeypatch.setattr(philox, "_ELEMENTS_AT_ONCE", 100)
+    seed_R = torch.tensor([0, 2**32 - 1, 5, 5, 2**31])
+    draw_R = torch.tensor([1, 2, 2**32 - 1, 3, 2**31])
+    at = replace(flat_address(1, 2, 3, rows=5), seed=seed_R, draw=draw_R)
+    words = random_words(at, 33, stream)
+    for r in range(5):
+        alone = at.rows(r, r + 1, int(seed_R[r]), int(draw_R[r]))
+        assert torch.equal(words[r : r + 1], random_words(alone, 33, stream))
+
+
 def test_a_part_of_a_tensor_has_the_words_of_the_part():
     at = flat_address(1, 2, 3, rows=8)
     whole = random_words(at, 40)

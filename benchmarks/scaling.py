@@ -1,15 +1,16 @@
 """Time and memory against rows, tokens, layers, conditions and hidden size, each doubled alone.
 
-    python benchmarks/scaling.py --threads 2 --figure docs/scaling.svg
+    python benchmarks/scaling.py --threads 2 --figure docs/scaling.png
     python benchmarks/scaling.py --paper
 
 Random Llamas score, predict, run a noisy forward pass and decode. All points take turns, so that a
 busy machine slows all alike; of a point the median counts, and through the points of an axis a line
-is laid in logarithms: its slope is the exponent. What is expected of time is the slope of the
-multiply-adds, `work_of`, through the same points. Memory is what torch's allocator held at most,
-beside the model: on the CPU told by its profiler, in a run of its own.
+is laid in logarithms: its slope is the exponent. Expected of time are the slopes of two counts
+through the same points: of multiply-adds (`products_of`), and of values that meet noise or are
+watched (`values_of`). Memory is what torch's allocator held at most, beside the model: on the CPU
+told by its profiler, in a run of its own; expected is what grows with an axis, attention aside.
 
-`--paper` measures nothing: it works out what models of 70 and 671 billion weights would take.
+`--paper` measures nothing: it works out what large models would take (scaling_paper.py).
 """
 
 import argparse
@@ -26,20 +27,16 @@ from typing import Any
 import torch
 import transformers
 from noise_kernel import cpu_name
+from scaling_paper import show_paper
 from scipy.stats import linregress
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from noisescope.inject import Session, make_selection
+from noisescope.inject.probe import list_sites
 from noisescope.measure import Condition, Plan, Unit, Worker
 from noisescope.measure.generate import Boarding, Limits, Prompt, decode
-from noisescope.measure.memory import (
-    GIB,
-    rows_of_decoding,
-    rows_of_profiling,
-    rows_of_scoring,
-)
 from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart
@@ -78,6 +75,7 @@ class Size:
 BASES = {"cpu": Size(8, 32, 4, 4, 128), "cuda": Size(16, 128, 8, 8, 1024)}
 SMOKE = Size(2, 8, 2, 2, 64)
 AXES = tuple(field.name for field in fields(Size))
+DOUBLINGS = {"rows": 4, "tokens": 4, "layers": 3, "conditions": 4, "hidden": 3}
 TITLES = {
     "scoring": "scoring, one layer noisy",
     "prediction": "prediction of all sites",
@@ -113,7 +111,7 @@ def main() -> None:
     base = SMOKE if arguments.smoke else BASES[torch.device(arguments.device).type]
     turns = 1 if arguments.smoke else arguments.turns
     lines = {
-        (work, axis): points(work, axis, base, 1 if arguments.smoke else 4)
+        (work, axis): points(work, axis, base, 1 if arguments.smoke else DOUBLINGS[axis])
         for work in TITLES
         for axis in MEMORY[work]
     }
@@ -126,14 +124,14 @@ def main() -> None:
     cases = dict.fromkeys((work, size) for (work, _), line in lines.items() for size in line)
     seconds, mib = bench.measure(list(cases), turns)
     show(base, lines, seconds, mib)
+    show_fixed_cost(bench, turns)
     if arguments.figure:
         draw(arguments.figure, lines, seconds, mib)
 
 
 def points(work: str, axis: str, base: Size, doublings: int) -> tuple[Size, ...]:
     """Returns the sizes along an axis; scoring has one condition per layer where layers grow."""
-    steps = [2**n for n in range(1 + (min(3, doublings) if axis == "hidden" else doublings))]
-    sizes = [replace(base, **{axis: step * getattr(base, axis)}) for step in steps]
+    sizes = [replace(base, **{axis: 2**n * getattr(base, axis)}) for n in range(1 + doublings)]
     if (work, axis) == ("scoring", "layers"):
         sizes = [replace(size, conditions=size.layers) for size in sizes]
     return tuple(sizes)
@@ -155,6 +153,7 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
+        """As models run there."""
         return torch.bfloat16 if self.device.startswith("cuda") else torch.float32
 
     def measure(
@@ -186,6 +185,7 @@ class Bench:
     def scoring(
         self, loaded: LoadedModel, size: Size, ids_BT: torch.Tensor
     ) -> Callable[[], object]:
+        """Returns what scores a unit of all conditions."""
         task = make_task([{"prompt_ids": row} for row in ids_BT.tolist()])
         rows = self.base.rows * (1 + self.base.conditions)
         worker = Worker(loaded, task, Plan(conditions_of(size), batch_size=rows))
@@ -194,6 +194,7 @@ class Bench:
         return lambda: worker(unit)
 
     def prediction(self, loaded: LoadedModel, ids_BT: torch.Tensor) -> Callable[[], object]:
+        """Returns what predicts every site."""
         names = tuple(f"s{n}" for n in range(len(ids_BT)))
         ids = ids_BT.tolist()
         texts = Texts(names, tuple(i[:1] for i in ids), tuple(i[1:] for i in ids))
@@ -202,6 +203,7 @@ class Bench:
         return lambda: make_profile(apart, texts, [NOISE], options=options, most_rows=most)
 
     def timed(self, run: Callable[[], object]) -> float:
+        """Returns the seconds that a run takes."""
         self.wait()
         begin = time.perf_counter()
         run()
@@ -209,6 +211,7 @@ class Bench:
         return time.perf_counter() - begin
 
     def wait(self) -> None:
+        """Waits for a GPU."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
 
@@ -279,7 +282,7 @@ def forward(loaded: LoadedModel, ids_BT: torch.Tensor, is_noisy: bool) -> Callab
 
 
 def decoding(loaded: LoadedModel, size: Size, ids_BT: torch.Tensor) -> Callable[[], object]:
-    """Returns a decoder of all conditions' and the clean model's answers; half of a text is prompt."""
+    """Returns what decodes all conditions' and clean answers; half of a text is prompt."""
     apart = TakenApart(loaded.model)
     riders = [
         Rider(c.name, Session(loaded.model, c.error_model, c.selection, attest=False))
@@ -292,23 +295,37 @@ def decoding(loaded: LoadedModel, size: Size, ids_BT: torch.Tensor) -> Callable[
     return lambda: decode(loaded.model, prompts, boardings, limits, entries)
 
 
-def work_of(work: str, size: Size) -> float:
-    """Returns the multiply-adds that a work takes: of layers, attention and head, not of noise."""
+def products_of(work: str, size: Size) -> float:
+    """Returns the multiply-adds of layers, attention and head; noise is not among them."""
     hidden, rows, tokens, layers = size.hidden, size.rows, size.tokens, size.layers
     projections = hidden * hidden * (2 + 2 * KEY_HEADS / HEADS) + 3 * hidden * inner_of(hidden)
     layer = projections + tokens * hidden  # two products with the half of the text that is seen
     head = hidden * VOCABULARY
-    firsts = [n % layers for n in range(size.conditions)]
-    forks = layers + sum(
-        layers - first for first in firsts
-    )  # layers that a row's copies go through
+    everyone = 1 + size.conditions
+    # Layers that the clean rows go through, and the copies that branch off at each condition.
+    forks = layers + sum(layers - n % layers for n in range(size.conditions))
     if work == "scoring":
-        return rows * tokens * (forks * layer + (1 + len(firsts)) * head)
+        return rows * tokens * (forks * layer + everyone * head)
     if work == "decoding":
-        answered = (1 + len(firsts)) * (layers * (layer + tokens * hidden / 2) + head)
+        answered = everyone * (layers * (layer + tokens * hidden / 2) + head)
         return rows * tokens / 2 * (forks * projections + answered)
     # Gradients of activations cost what the pass did.
     return rows * tokens * (layers * layer + head) * (1 + DRAWS if work == "prediction" else 1)
+
+
+def values_of(work: str, size: Size) -> float:
+    """Returns how many values meet noise, or are watched by a prediction."""
+    if work == "clean":
+        return math.nan
+    hidden, inner = size.hidden, inner_of(size.hidden)
+    linear = hidden * (3 + 2 * KEY_HEADS / HEADS) + 2 * inner
+    if work == "injected":
+        return size.rows * size.tokens * (size.layers * linear + VOCABULARY)
+    # Scores and probabilities of all heads; of a text that grows, five eighths of it on average.
+    seen = size.tokens * (5 / 8 if work == "decoding" else 1)
+    layer = linear + 2 * HEADS * seen + inner + 3 * hidden
+    noisy = DRAWS * size.layers if work == "prediction" else size.conditions
+    return size.rows * size.tokens * noisy * layer
 
 
 # What is told of it.
@@ -316,23 +333,25 @@ def work_of(work: str, size: Size) -> float:
 
 @dataclass(frozen=True)
 class Slope:
-    """An exponent, its standard error about the line, and that which is expected."""
+    """An exponent, its standard error about the line, and those that are expected."""
 
     value: float
     error: float
-    expected: float
+    expected: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.value:5.2f} ±{self.error:4.2f} ({self.expected:4.2f})"
+        expected = ", ".join(f"{value:.2f}" for value in self.expected)
+        return f"{self.value:5.2f} ±{self.error:4.2f} ({expected})"
 
 
-def slope(axis: str, line: Sequence[Size], values: Iterable[float], expected: float) -> Slope:
+def slope(x: Sequence[float], y: Iterable[float], expected: Iterable[float] = ()) -> Slope:
     """Returns the slope of a line through logarithms."""
-    x, y = ([math.log(v) for v in some] for some in (multiples(axis, line), values))
-    if len(x) < 3:
-        return Slope((y[-1] - y[0]) / (x[-1] - x[0]), math.nan, expected)
-    fit = linregress(x, y)
-    return Slope(float(fit.slope), float(fit.stderr), expected)
+    log_x, log_y = ([math.log(v) for v in some] for some in (x, y))
+    if len(log_x) < 3:
+        value = (log_y[-1] - log_y[0]) / (log_x[-1] - log_x[0])
+        return Slope(value, math.nan, tuple(expected))
+    fit = linregress(log_x, log_y)
+    return Slope(float(fit.slope), float(fit.stderr), tuple(expected))
 
 
 def multiples(axis: str, line: Sequence[Size]) -> list[float]:
@@ -343,8 +362,10 @@ def slopes(
     work: str, axis: str, line: Sequence[Size], seconds: Iterable[float], mib: Iterable[float]
 ) -> tuple[Slope, Slope]:
     """Returns the slopes of time and of memory."""
-    expected = slope(axis, line, [work_of(work, size) for size in line], math.nan).value
-    return slope(axis, line, seconds, expected), slope(axis, line, mib, MEMORY[work][axis])
+    x = multiples(axis, line)
+    counts = (products_of,) if work == "clean" else (products_of, values_of)
+    expected = [slope(x, [count(work, size) for size in line]).value for count in counts]
+    return slope(x, seconds, expected), slope(x, mib, [MEMORY[work][axis]])
 
 
 def show(
@@ -355,17 +376,16 @@ def show(
 ) -> None:
     told = ", ".join(f"{value} {name}" for name, value in asdict(base).items())
     print(f"base: {told}; each varied alone (scoring: one condition per layer where layers grow)")
-    print(
-        "exponent ± standard error about the line (expected: of the multiply-adds, of memory held)"
-    )
-    print(f"{'':11}{'axis':>11}  {'seconds':32}{'MiB beside the model':32}{'time':18}  memory")
+    print("exponent ± standard error about the line (expected of time: by multiply-adds, by values")
+    print("that meet noise; of memory: by what is held)")
+    print(f"{'':11}{'axis':>11}  {'seconds':32} {'MiB beside the model':32} {'time':27}memory")
     for (work, axis), line in lines.items():
         s = [statistics.median(seconds[work, size]) for size in line]
         m = [mib[work, size] for size in line]
         time_slope, memory_slope = slopes(work, axis, line, s, m)
         print(
-            f"{work:11}{axis:>11}  {' '.join(f'{v:.3g}' for v in s):32}"
-            f"{' '.join(f'{v:.3g}' for v in m):32}{time_slope}  {memory_slope}"
+            f"{work:11}{axis:>11}  {' '.join(f'{v:.3g}' for v in s):32} "
+            f"{' '.join(f'{v:.3g}' for v in m):32} {time_slope!s:27}{memory_slope}"
         )
     print("noisy forward pass / clean one, ratio of each turn: median [min, max]")
     for axis in MEMORY["injected"]:
@@ -375,8 +395,27 @@ def show(
     bytes_of_layer /= (kept[-1].layers - kept[0].layers) * base.rows * base.tokens
     estimate = 4 * (24 * base.hidden + 6 * inner_of(base.hidden))
     print(
-        f"a prediction keeps {bytes_of_layer:,.0f} bytes per token and layer of width {base.hidden}; "
-        f"measure.memory reckons with {estimate:,}"
+        f"a prediction keeps {bytes_of_layer:,.0f} bytes per token and layer of width {base.hidden}"
+        f"; measure.memory reckons with {estimate:,}"
+    )
+
+
+def show_fixed_cost(bench: Bench, turns: int) -> None:
+    """Tells what a noisy site costs in a decoding step however small it is."""
+    few, many = (Size(1, 32, 4, conditions, 64) for conditions in (4, 16))
+    runs = [bench.prepare("decoding", size) for size in (few, many)]
+    for run in runs:
+        run()
+    model = random_model(few.layers, few.hidden, bench.device, bench.dtype).model
+    sites = sum(record.site.region == "0" for record in list_sites(model, [1, 2, 3]))
+    calls = (many.conditions - few.conditions) * sites * few.tokens // 2
+    each = []
+    for _ in range(3 * turns):
+        one, other = (bench.timed(run) for run in runs)
+        each.append(1e6 * (other - one) / calls)
+    print(
+        f"fixed cost of a noisy site, decoding one row: {statistics.median(each):.0f} us "
+        f"[{min(each):.0f}, {max(each):.0f}]; a layer has {sites}"
     )
 
 
@@ -423,14 +462,16 @@ def draw_line(
     mib: Sequence[float],
 ) -> None:
     x = multiples(axis, line)
-    expected = [work_of(work, size) / work_of(work, line[0]) for size in line]
-    held = [step ** MEMORY[work][axis] for step in x]
-    for values, told, colour, style in (
-        (seconds, expected, PREDICTED, "o"),
-        (mib, held, WORST, "s"),
-    ):
-        axes.plot(x, told, color=colour, linewidth=0.7, alpha=0.6)
-        axes.plot(x, [v / values[0] for v in values], style, color=colour, markersize=3.5)
+    by_count = [
+        [count(work, size) / count(work, line[0]) for size in line]
+        for count in (products_of, values_of)
+    ]
+    axes.fill_between(x, *by_count, color=PREDICTED, alpha=0.18, linewidth=0)
+    for count in by_count:
+        axes.plot(x, count, color=PREDICTED, linewidth=0.6)
+    axes.plot(x, [step ** MEMORY[work][axis] for step in x], color=WORST, linewidth=0.6)
+    for values, colour, marker in ((seconds, PREDICTED, "o"), (mib, WORST, "s")):
+        axes.plot(x, [v / values[0] for v in values], marker, color=colour, markersize=3.5)
     found = slopes(work, axis, line, seconds, mib)
     for n, (name, one, colour) in enumerate(
         zip(("time", "memory"), found, (PREDICTED, WORST), strict=True)
@@ -450,229 +491,10 @@ def draw_line(
     axes.tick_params(labelsize=7, length=0, labelcolor=FAINT)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"times {getattr(line[0], axis)} {axis}", fontsize=8, color=INK)
+    axes.set_xlabel(f"{axis}, times {getattr(line[0], axis)}", fontsize=8, color=INK)
     for spine in axes.spines.values():
         spine.set_color(EDGE)
         spine.set_visible(False)
-
-
-# On paper.
-
-QUESTIONS, WINDOWS, PROMPT, ANSWER = 50, 10, 128, 512
-PREDICTION_DRAWS = 4
-# Of a GPU's peak: what dense products reach, and what reading weights reaches.
-COMPUTE_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
-WEIGHTS_OF_GPU = 0.75  # the rest is for cache, activations and logits
-HASH_BYTES_PER_S = 0.6 * GIB  # SHA-256 of the weights, one thread of the machine this ran on
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU by its data sheet: bytes, bytes per second, bfloat16 operations per second."""
-
-    name: str
-    size: float
-    bandwidth: float
-    operations: float
-
-
-GPUS = (Gpu("80 GB", 80e9, 3.35e12, 989e12), Gpu("141 GB", 141e9, 4.8e12, 989e12))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model without weights, counted from the library's own modules.
-
-    Attributes:
-        name: Its name.
-        model: The model on the meta device, bfloat16.
-        cached: Values in the cache per token and layer.
-        attended: Multiply-adds per token, earlier token and layer.
-        expanded: Multiply-adds that an earlier token's cache takes at each step, per layer.
-        expanded_values: Keys and values that come of it.
-    """
-
-    name: str
-    model: Any
-    cached: int
-    attended: int
-    expanded: int = 0
-    expanded_values: int = 0
-
-    @property
-    def layers(self) -> int:
-        return int(self.model.config.num_hidden_layers)
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self.model.config.vocab_size)
-
-    @property
-    def chosen(self) -> float:
-        """Share of the experts that a token goes through."""
-        config = self.model.config
-        return float(
-            getattr(config, "num_experts_per_tok", 0) / getattr(config, "n_routed_experts", 1)
-        )
-
-    @property
-    def weights(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
-
-    @property
-    def experts(self) -> int:
-        return sum(p.numel() for name, p in self.model.named_parameters() if ".experts." in name)
-
-    @property
-    def active(self) -> float:
-        """Weights that a token is multiplied with; its embedding is looked up."""
-        embedding = self.model.get_input_embeddings().weight.numel()
-        return self.weights - embedding - self.experts * (1 - self.chosen)
-
-    @property
-    def outputs(self) -> tuple[int, float]:
-        """Linear sites of the model, and values that all of them give for a token."""
-        plain = [m.out_features for m in self.model.modules() if isinstance(m, torch.nn.Linear)]
-        routed = [
-            p.shape[1] * p.shape[0] * self.chosen if p.dim() == 3 else p.shape[0]
-            for name, p in self.model.named_parameters()
-            if ".experts." in name or name.endswith(".gate.weight")
-        ]
-        return len(plain) + len(routed), sum(plain) + sum(routed)
-
-    def read(self, rows: float) -> float:
-        """Returns the weights that a pass of so many tokens reads, if tokens choose alike often."""
-        return self.weights - self.experts * (1 - self.chosen) ** rows
-
-
-@cache
-def shapes() -> tuple[Shape, Shape]:
-    dense = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=8192,
-        intermediate_size=28_672,
-        num_hidden_layers=80,
-        num_attention_heads=64,
-        num_key_value_heads=8,
-    )
-    mixture = DeepseekV3Config()
-    heads, rank = mixture.num_attention_heads, mixture.kv_lora_rank
-    nope, rope, value = mixture.qk_nope_head_dim, mixture.qk_rope_head_dim, mixture.v_head_dim
-    with torch.device("meta"):
-        models = LlamaForCausalLM(dense).bfloat16(), DeepseekV3ForCausalLM(mixture).bfloat16()
-    return (
-        Shape("Llama-3.1-70B", models[0], cached=2 * 8 * 128, attended=64 * (128 + 128)),
-        Shape(
-            "DeepSeek-V3",
-            models[1],
-            cached=rank + rope,
-            attended=heads * (nope + rope + value),
-            expanded=rank * heads * (nope + value),
-            expanded_values=heads * (nope + rope + value),
-        ),
-    )
-
-
-def show_paper() -> None:
-    for shape in shapes():
-        show_memory(shape)
-        for gpu in GPUS:
-            show_time(shape, gpu)
-
-
-def show_memory(shape: Shape) -> None:
-    config, tokens = shape.model.config, PROMPT + ANSWER
-    sites, values = shape.outputs
-    of_cache = 2 * shape.layers * shape.cached
-    kept = 2 * shape.layers * (24 * config.hidden_size + 6 * config.intermediate_size)
-    print(f"{shape.name}: {shape.weights:,} weights, {shape.active:,.0f} per token")
-    print(f"  weights: bf16 {2 * shape.weights / 1e9:,.0f} GB, fp8 {shape.weights / 1e9:,.0f} GB")
-    for item, name in ((2, "bf16"), (1, "fp8")):
-        counts = ", ".join(f"{gpus(shape, gpu, item)} of {gpu.name}" for gpu in GPUS)
-        print(f"  GPUs whose {WEIGHTS_OF_GPU:.0%} hold them in {name}: {counts}")
-    print(f"  cache: {of_cache:,} bytes per token; {of_cache * tokens / 1e6:,.0f} MB per answer of")
-    print(
-        f"    {tokens} tokens; {of_cache * tokens * answers() / 1e9:,.1f} GB for {answers()} answers"
-    )
-    print(
-        f"  logits: {28 * shape.vocabulary / 1e6:.1f} MB per token compared; all at once they were"
-    )
-    print(f"    {4 * shape.vocabulary * tokens * answers() / 1e9:,.0f} GB in float32")
-    print(f"  a prediction keeps {kept / 1e6:.0f} MB per token as measure.memory reckons, ")
-    print(f"    {kept * tokens / 1e9:.1f} GB per text; outputs of linear sites alone ", end="")
-    print(f"{2 * values / 1e6:.1f} MB per token")
-    print(
-        f"  noise: {sites} linear sites, {values:,.0f} values per token, {4 * values / 1e6:.0f} MB"
-    )
-    print(f"    read and written per token, {4 * values / sites / 1e3:.0f} KB per site")
-    print(f"  fingerprint, one thread: {2 * shape.weights / HASH_BYTES_PER_S:,.0f} s in bf16")
-
-
-def answers() -> int:
-    """Returns how many answers are decoded: those of the windows, and the clean ones."""
-    return QUESTIONS * (1 + WINDOWS)
-
-
-def gpus(shape: Shape, gpu: Gpu, item: int = 2) -> int:
-    return math.ceil(item * shape.weights / (WEIGHTS_OF_GPU * gpu.size))
-
-
-def show_time(shape: Shape, gpu: Gpu) -> None:
-    """Prints what the plan's diagnosis takes; one GPU works at a time, as `device_map` has it."""
-    count, tokens, has_experts = gpus(shape, gpu), PROMPT + ANSWER, shape.experts > 0
-    free_gib = (gpu.size - 2 * shape.weights / count) / GIB
-    gib = 2.0 ** math.floor(math.log2(0.5 * free_gib))  # as measure.memory.default_gib has it
-    fit = rows_of_decoding(shape.model, tokens, gib)
-    # Noise in experts depends on the batch: each condition decodes by itself.
-    party = QUESTIONS if has_experts else answers()
-    print(f"  {count} GPUs of {gpu.name} in bf16, {gib:g} GiB for work: {fit} rows decode together")
-    for name, rows in (
-        ("one answer at a time", 1),
-        ("by default", min(fit, party)),
-        ("all", party),
-    ):
-        steps = math.ceil(party / rows) * (answers() // party) * ANSWER
-        step = step_s(shape, gpu, rows)
-        told = ", ".join(f"{part} {1e3 * s:.0f}" for part, s in step.items())
-        print(f"    decoding, {name}: {rows} rows, {told} ms; {steps:,} steps, ", end="")
-        print(f"{minutes(steps * max(step['compute'], step['weights'] + step['cache']))}")
-    # A fork from each window's first layer; what touches experts takes a pass of its own.
-    shared = 1 + sum(1 - n / WINDOWS for n in range(WINDOWS))
-    passes = 1 + WINDOWS if has_experts else shared
-    rows = 1 if has_experts else rows_of_scoring(shape.model, tokens, gib)
-    many = (passes, math.ceil(passes * QUESTIONS / rows_of_scoring(shape.model, tokens, gib)))
-    scored = text_s(shape, gpu, *many)
-    prompts = scored * PROMPT / tokens
-    rows = 1 if has_experts else rows_of_profiling(shape.model, tokens, gib)
-    turns = 1 + PREDICTION_DRAWS
-    predicted = text_s(shape, gpu, turns, math.ceil(turns * QUESTIONS / rows))
-    print(f"    prompts {minutes(prompts)}, scoring {minutes(scored)}, ", end="")
-    print(f"prediction {minutes(predicted)}, {rows} rows at a time")
-
-
-def step_s(shape: Shape, gpu: Gpu, rows: int) -> dict[str, float]:
-    """Returns seconds of a decoding step: reading weights, moving the cache, multiplying."""
-    bandwidth, seen = BANDWIDTH_SHARE * gpu.bandwidth, PROMPT + ANSWER / 2
-    # Appended to by copying: read, written, and read by attention. What is expanded: the last two.
-    moved = 2 * (3 * shape.cached + 2 * shape.expanded_values)
-    products = shape.active + shape.layers * seen * (shape.attended + shape.expanded)
-    return {
-        "weights": 2 * shape.read(rows) / bandwidth,
-        "cache": rows * seen * shape.layers * moved / bandwidth,
-        "compute": 2 * rows * products / (COMPUTE_SHARE * gpu.operations),
-    }
-
-
-def text_s(shape: Shape, gpu: Gpu, passes: float, reads: int) -> float:
-    """Returns seconds of passes of every question and answer, which read all weights so often."""
-    tokens = PROMPT + ANSWER
-    products = shape.active + shape.layers * shape.attended * tokens / 2
-    compute = 2 * passes * QUESTIONS * tokens * products / (COMPUTE_SHARE * gpu.operations)
-    return max(compute, 2 * reads * shape.weights / (BANDWIDTH_SHARE * gpu.bandwidth))
-
-
-def minutes(seconds: float) -> str:
-    return f"{seconds / 60:,.1f} min"
 
 
 if __name__ == "__main__":

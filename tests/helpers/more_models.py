@@ -21,6 +21,25 @@ _COMMON = {
 }
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {**_COMMON, "n_layer": 3, "n_head": 4}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **_COMMON,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 2,
+        },
+    ),
     "lfm2": (
         "Lfm2",
         {**_COMMON, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},

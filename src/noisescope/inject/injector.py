@@ -338,6 +338,14 @@ class Injector:
 
     # In a compiled model.
 
+    def note_from_graph(self, key: SiteKey, times: int, tally: Tensor, is_named: bool) -> None:
+        """Notes what arrived at a site in some passes, in a graph that computed the noise."""
+        record = self._record(key)
+        record.seen += times
+        record.forward += times
+        record.rows = record.rows if is_named else "row"
+        record.add("forward", tally)
+
     def perturb_at(
         self, key: SiteKey, rows: Rows | None, value: Tensor, layout: Layout, dim: int
     ) -> Tensor:

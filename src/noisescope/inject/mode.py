@@ -24,7 +24,6 @@ from noisescope.inject.frames import run_as_is
 from noisescope.inject.operators import Spelling, is_fused_attention, spelling_of
 from noisescope.inject.tracker import Place
 
-
 # Functions that are known to be no operators: most calls of a model are of these. Only kinds that
 # live as long as their library are kept.
 _PLAIN: set[Any] = set()

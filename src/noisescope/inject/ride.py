@@ -34,7 +34,7 @@ from noisescope.inject.operators import Spelling
 from noisescope.inject.perturb import perturb_probabilities, perturb_rows
 from noisescope.inject.ride_inputs import compute as compute_inputs
 from noisescope.inject.ride_together import Together
-from noisescope.inject.rows import Layout, Rows, known_batch
+from noisescope.inject.rows import Layout, Rows, RowsOf, known_batch
 from noisescope.inject.session import Session
 from noisescope.inject.sites import Site, SiteKey
 from noisescope.inject.spans import Mark, Piece, RideError, Span, note_forward, own_address
@@ -52,7 +52,7 @@ class Ride:
         sessions: Closed sessions, whose error models, selections and records are used.
     """
 
-    phases = ("forward",)
+    phases: tuple[str, ...] = ("forward",)
 
     def __init__(self, model: nn.Module, sessions: Sequence[Session]) -> None:
         if any(session.selection.phases != self.phases for session in sessions):
@@ -204,6 +204,27 @@ class Ride:
             for session in self.sessions
         )
         return "output" if is_selected else ""
+
+    @property
+    def conditions(self) -> tuple[Session, ...]:
+        """The sessions, where a graph may compute their noise: Gaussian error of one kind."""
+        kinds = {(type(s.error_model), s.error_model.rounding) for s in self.sessions}
+        are_plain = all(s.conditions for s in self.sessions) and len(kinds) == 1
+        return self.sessions if are_plain and self._is_of_the_pass else ()
+
+    @property
+    def _is_of_the_pass(self) -> bool:
+        return all(span.rows is None for span in self._spans)
+
+    @property
+    def rows_of_conditions(self) -> tuple[RowsOf, ...]:
+        """The spans of conditions."""
+        numbers = {session: n for n, session in enumerate(self.sessions)}
+        return tuple(
+            RowsOf(numbers[span.session], span.draw, span.begin, span.end)
+            for span in self._spans
+            if span.session is not None
+        )
 
     def note_seen(self, key: SiteKey, is_fused: bool) -> None:
         """Notes that a site ran which got no error."""

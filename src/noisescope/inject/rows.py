@@ -24,7 +24,7 @@ Layout = Literal["channels", "keys", "transposed"]
 # Scores have a channel per (head, key): four million keys fit before the next head's begin.
 KEYS_PER_HEAD = 1 << 22
 _WORD = 0xFFFFFFFF
-_HEADS_FIRST = frozenset({"matmul", "bmm", "softmax"})
+HEADS_FIRST = frozenset({"matmul", "bmm", "softmax"})
 # Norms of heads may get the heads of all tokens one after the other, as [B*T*H, D].
 _HEADS_FLAT = frozenset({"rms_norm", "layer_norm"})
 
@@ -114,7 +114,7 @@ class Rows:
             layout: What the last axis holds.
             site: The site's word.
         """
-        is_heads_first = operator in _HEADS_FIRST or _is_heads_first_view(value)
+        is_heads_first = operator in HEADS_FIRST or _is_heads_first_view(value)
         shape = value.shape
         if operator in _HEADS_FLAT and value.dim() == 2:
             shape = self._with_heads(shape)
@@ -148,7 +148,10 @@ class Rows:
         self, shape: torch.Size, is_heads_first: bool, is_keys: bool, device: torch.device
     ) -> RowMap:
         B, T = self.sample_BT.shape
-        heads = None if self.is_mixed else _find_heads(shape, B, T, is_heads_first)
+        if self._holds_cached(shape, is_heads_first) and self.is_named:
+            return self._map_cached(device)
+        is_unknown = self.is_mixed or self._holds_cached(shape, is_heads_first)
+        heads = None if is_unknown else _find_heads(shape, B, T, is_heads_first)
         if heads is not None:
             return self._map_tokens(shape[-1], *heads, is_keys, device)
         rows = _count_rows(shape)
@@ -160,6 +163,25 @@ class Rows:
         sample_R = sample_B[:, None].expand(B, rows // B).reshape(-1).to(device)
         index_R = torch.arange(rows // B, device=device).repeat(B)
         return self._row_map("sample", sample_R, index_R, torch.zeros_like(index_R))
+
+    def _holds_cached(self, shape: torch.Size, is_heads_first: bool) -> bool:
+        """Tells whether [B, 1, S, D] holds all S tokens of the cache, and not a new one's heads.
+
+        Latent attention keeps what its projections are made of, and makes them again at each step.
+        """
+        B, T = self.sample_BT.shape
+        is_of_tokens = not (self.is_mixed or is_heads_first) and len(shape) == 4
+        return is_of_tokens and tuple(shape[:3]) == (B, 1, self.keys) and self.keys > T
+
+    def _map_cached(self, device: torch.device) -> RowMap:
+        position_BS = self.first_key_B[:, None] + torch.arange(
+            self.keys, device=self.first_key_B.device
+        )
+        sample_BS = self.sample_BT[:, -1:].expand(-1, self.keys)
+        sample_R, position_R = (
+            t.reshape(-1).to(device) for t in (sample_BS, position_BS.clamp_min(0))
+        )
+        return self._row_map("token", sample_R, position_R, torch.zeros_like(position_R))
 
     def _map_pass(self, rows: int, device: torch.device) -> RowMap:
         """Returns rows of which nothing is known but the pass, told by all its tokens."""
@@ -199,6 +221,56 @@ class Rows:
         # static cache has columns to spare at the end.
         first_B = self.first_key_B + max(0, self.keys - channels)
         return head_H * KEYS_PER_HEAD + first_B[:, None]
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Neighbouring rows of a batch that one condition and draw hold.
+
+    Attributes:
+        condition: The number of the condition.
+        draw: Number of the realisation.
+        begin: First row.
+        end: The row after the last; None: all rows, in a table of one row.
+    """
+
+    condition: int
+    draw: int
+    begin: int = 0
+    end: int | None = None
+
+
+def token_words(
+    value: Tensor, is_heads_first: bool, sample_BT: Tensor, position_BT: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Returns sample, position and first channel of a tensor's rows, as `Rows.address` finds them.
+
+    Args:
+        value: Its last axis holds channels.
+        is_heads_first: What a shape of four axes means where it could mean two things.
+        sample_BT: int64 words.
+        position_BT: int64.
+
+    Returns:
+        int64 [R] each; None where the tokens of the rows are not known.
+    """
+    B, T = sample_BT.shape
+    if value.dim() == 4 and T == 1 and not is_heads_first:
+        return None  # heads of a new token, or all cached tokens: a shape does not tell
+    is_heads_first = is_heads_first or _is_heads_first_view(value)
+    heads = _find_heads(value.shape, B, T, is_heads_first)
+    if heads is None:
+        return None
+    tokens, H, is_head_axis_first = heads
+    head_H = torch.arange(H, device=sample_BT.device)
+    each = torch.broadcast_tensors(
+        sample_BT[:, None, T - tokens :],
+        position_BT[:, None, T - tokens :],
+        (head_H * value.shape[-1])[None, :, None],
+    )
+    if not is_head_axis_first:
+        each = tuple(t.transpose(1, 2) for t in each)
+    return each[0].reshape(-1), each[1].reshape(-1), each[2].reshape(-1)
 
 
 def known_batch(rows: Rows | None) -> int | None:

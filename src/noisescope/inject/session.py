@@ -5,12 +5,12 @@ erased the dose, because results of such a run would be the clean model's under 
 """
 
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from noisescope.errors import DoseError, DoseWarning, InputError, NoisescopeWarning
 from noisescope.inject.coverage import CoverageRow
@@ -19,6 +19,7 @@ from noisescope.inject.fired import check_fired
 from noisescope.inject.injector import Injector
 from noisescope.inject.mode import OperatorMode, remove_mode
 from noisescope.inject.operands import check_operands, falls_on_inputs, reaches
+from noisescope.inject.rows import RowsOf
 from noisescope.inject.selection import (
     Selection,
     check_attention,
@@ -76,6 +77,7 @@ class Session:
         self._reader = TokenReader(seed, draw)
         self._tracker = Tracker(self, self._reader)
         self._mode = OperatorMode(self._injector, lambda: self._tracker.place)
+        self._unread: dict[Callable[[], None], None] = {}
         self._hooks = ExitStack()
         self._is_open = False
 
@@ -128,6 +130,8 @@ class Session:
     @property
     def records(self) -> list[SiteRecord]:
         """The record of every site seen in the selected regions, in the order they first ran."""
+        for read in self._unread:
+            read()
         return list(self._injector.records.values())
 
     @property
@@ -219,6 +223,8 @@ class Session:
 
     def forget(self) -> None:
         """Begins the records anew."""
+        for read in self._unread:
+            read()
         self._injector.records.clear()
 
     # What a compiled model is told of; see inject.compiled.
@@ -261,9 +267,29 @@ class Session:
         """Whether fused attention is not taken apart."""
         return self.error_model.is_null
 
+    @property
+    def conditions(self) -> tuple[Self, ...]:
+        """The session, where a graph may compute its noise: Gaussian error on whole outputs."""
+        model, is_whole = self.error_model, self.selection.elements is None
+        is_plain = isinstance(model, (RelativeGaussian, AbsoluteGaussian)) and not model.is_null
+        return (self,) if is_plain and is_whole and self.phases == ("forward",) else ()
+
+    @property
+    def rows_of_conditions(self) -> tuple[RowsOf, ...]:
+        """All rows are the session's."""
+        return (RowsOf(0, self.draw),)
+
+    def read_later(self, read: Callable[[], None]) -> None:
+        """Keeps what is to be called before records are read."""
+        self._unread[read] = None
+
+    def note_from_graph(self, key: SiteKey, times: int, tally: Tensor, is_named: bool) -> None:
+        """Notes what arrived at a site in some passes."""
+        self._injector.note_from_graph(key, times, tally, is_named)
+
     def treatment(self, site: Site) -> str:
         """Returns what error falls on at a site: ``output``, ``inputs``, or nothing."""
-        if not self.includes(site):
+        if site.region not in self.region_names or not self.includes(site):
             return ""
         return "inputs" if falls_on_inputs(self.error_model) else "output"
 

@@ -72,7 +72,7 @@ class Watch:
             its three sites is.
     """
 
-    phases = ("forward",)
+    phases: tuple[str, ...] = ("forward",)
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from noisescope.inject.effects import SiteEffect
-from noisescope.inject.sites import SiteKey
 from noisescope.inject.rows import Rows
+from noisescope.inject.sites import SiteKey
 from noisescope.inject.tokens import sample_word
 from noisescope.inject.watch import Watch
 from noisescope.measure.score import Sequences

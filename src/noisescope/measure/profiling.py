@@ -13,8 +13,8 @@ import torch
 
 from noisescope.errors import InputError
 from noisescope.inject.effects import SiteEffect
-from noisescope.inject.sites import SiteKey
 from noisescope.inject.operators import check_operators
+from noisescope.inject.sites import SiteKey
 from noisescope.inject.watch import Overwritten, Watch
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.measure.gradients import Draws, Effects, backward_effects

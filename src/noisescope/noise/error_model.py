@@ -23,6 +23,9 @@ TALLY_FIELDS = (
 )
 
 
+_TALLIED_AT_ONCE = 2**15
+
+
 class ErrorModel(ABC):
     """What is added to a tensor: a pure function of its values and of where they lie.
 
@@ -167,6 +170,14 @@ def tally(clean: torch.Tensor, noisy: torch.Tensor, error: torch.Tensor) -> torc
         noisy: The values after, same shape.
         error: The error that was asked for, before rounding, same shape.
     """
+    if clean.device.type != "cpu" or clean.numel() <= 2 * _TALLIED_AT_ONCE:
+        return _tally(clean, noisy, error)
+    # Float64 copies of all would leave the processor's cache, and take new memory each time.
+    flat = (t.reshape(-1).split(_TALLIED_AT_ONCE) for t in (clean, noisy, error))
+    return torch.stack([_tally(*part) for part in zip(*flat, strict=True)]).sum(dim=0)
+
+
+def _tally(clean: torch.Tensor, noisy: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     clean_wide, noisy_wide, asked = (t.to(torch.float64) for t in (clean, noisy, error))
     was_finite = clean_wide.isfinite()
     is_finite = was_finite & noisy_wide.isfinite()

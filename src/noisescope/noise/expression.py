@@ -139,9 +139,7 @@ def _lanes(
 
 def _spread(word_RK: torch.Tensor, channels: int) -> torch.Tensor:
     """Returns [R, D]: the word of each element's block."""
-    # Inductor keeps in memory what is spread: of a word half the bits are enough.
-    narrow_RK4 = word_RK.to(torch.int32)[:, :, None].expand(-1, -1, 4)
-    return narrow_RK4.flatten(1)[:, :channels].to(torch.int64) & _MASK
+    return word_RK[:, :, None].expand(-1, -1, 4).flatten(1)[:, :channels]
 
 
 def _philox(block: torch.Tensor, of_rows: _RowWords) -> tuple[torch.Tensor, ...]:

@@ -1,7 +1,8 @@
-"""Gaussian error on the CPU in one pass over the tensor, shared among threads.
+"""Gaussian error in one pass over the tensor; on the CPU it is shared among threads.
 
 This half speaks torch: formats, addresses, threads. The loops are in kernel_cpu, which knows memory
-addresses only. Other error models and other devices take the generic path of error_model.
+addresses only, and on a GPU in kernel_triton. Other error models and other devices take the generic
+path of error_model.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,13 @@ _PROCESS = os.getpid()
 
 def has_kernel(y: torch.Tensor) -> bool:
     """Whether `perturb_gaussian` takes this tensor."""
-    return y.device.type == "cpu" and y.dtype in FORMATS
+    on_gpu = y.device.type == "cuda" and _has_triton()
+    return y.dtype in FORMATS and (y.device.type == "cpu" or on_gpu)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def perturb_gaussian(
@@ -58,7 +66,7 @@ def perturb_gaussian(
     A row whose scale is 0 is taken as it is, bit by bit.
 
     Args:
-        y_RD: float32, bfloat16 or float16 tensor [R, D] on the CPU.
+        y_RD: float32, bfloat16 or float16 tensor [R, D], on the CPU or a GPU.
         at: Where the elements lie.
         scale: Standard deviation of the error, at least 0: of all rows, or float32 [R] by row.
         is_relative: Whether the scale is a share of each value.
@@ -73,6 +81,10 @@ def perturb_gaussian(
     Raises:
         ValueError: scale or out has another shape, dtype or layout.
     """
+    if y_RD.device.type == "cuda":
+        from noisescope.noise.kernel_triton import perturb_gaussian_triton
+
+        return perturb_gaussian_triton(y_RD, at, scale, is_relative, rounding, out)
     # The kernel does a row of one token in 2 us: what stands here is most of its time.
     rows, channels = y_RD.shape
     noisy_RD = _output(y_RD, out)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.more_models import more_model
 from helpers.small_models import small_model
 
 from noisescope.inject import inject
@@ -121,6 +122,22 @@ def test_cached_generation_meets_the_noise_of_a_rescore_without_cache(family, ca
         single = alone(model, sequences[row, 6 - length :])
         assert is_noisy(model, sequences[row, 6 - length :], single)
         close(steps[row], single[-new_tokens - 1 : -1])
+
+
+def test_latent_attention_meets_the_noise_of_the_cached_tokens_at_every_step():
+    """It keeps latents, and projects those of all tokens again when a new one comes."""
+    model = more_model("deepseek_v3")
+    ids = text(9)[None]
+    with torch.no_grad(), inject(model, RelativeGaussian(0.1), modules="*kv_b_proj") as session:
+        session.name_samples(["a"])
+        whole = model(input_ids=ids, use_cache=False).logits
+        output, steps = model(input_ids=ids[:, :6], use_cache=True), []
+        for n in range(6, 9):
+            cache = output.past_key_values
+            output = model(input_ids=ids[:, n : n + 1], past_key_values=cache, use_cache=True)
+            steps.append(output.logits)
+        assert {record.rows for record in session.records} == {"token"}
+    close(torch.cat(steps, dim=1), whole[:, 6:])
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gemma2"])  # has no fused one

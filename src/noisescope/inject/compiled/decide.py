@@ -14,8 +14,11 @@ from torch._guards import TracingContext
 from noisescope.errors import InputError
 from noisescope.inject import attention
 from noisescope.inject.compiled.state import STATE, Module, Running
+from noisescope.inject.compiled.tables import CAPACITY
 from noisescope.inject.operators import is_addmm, is_fused_attention, spelling_of
+from noisescope.inject.rows import HEADS_FIRST
 from noisescope.inject.sites import FIRST_PARAMETER, Site, SiteKey
+from noisescope.noise import RelativeGaussian
 
 # Number of the site, -1 where nothing falls on it; operator; index of the call; region; whether
 # rows lose their token; what error falls on.
@@ -158,6 +161,30 @@ def module_place(depth: int) -> tuple[int, str, bool]:
     """Returns the site of the module that is an operator, its region, and if its rows are mixed."""
     top = _innermost(depth)
     return top.site, top.region, top.is_mixed
+
+
+@_constant
+def is_heads_first(depth: int, site: int) -> bool:
+    """Tells what a shape of four axes means at a site."""
+    return STATE.running[depth].keys[site][2] in HEADS_FIRST
+
+
+@_constant
+def computed(depth: int, site: int) -> tuple[int, bool, bool] | None:
+    """Returns the word of a site whose noise the graph computes; if relative, and how rounded.
+
+    None: an operator of its own does it.
+    """
+    tables = STATE.tables[depth]
+    if tables is None or site >= CAPACITY:
+        return None
+    running = STATE.running[depth]
+    key = running.keys[site]
+    if key[2] == "softmax":
+        return None
+    tables.add_site(site)
+    model = running.session.conditions[0].error_model
+    return Site(*key).word, isinstance(model, RelativeGaussian), model.rounding == "stochastic"
 
 
 @_constant

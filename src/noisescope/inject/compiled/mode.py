@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from noisescope.inject.compiled.ops import begin_pass, end_pass
 from noisescope.inject.compiled.state import STATE, Compilable, Running
+from noisescope.inject.compiled.tables import Tables
 from noisescope.inject.compiled.trace import run
 from noisescope.inject.frames import run_as_is
 from noisescope.inject.mode import remove_mode
@@ -25,11 +26,13 @@ class CompiledMode(TorchFunctionMode):
     Attributes:
         keys: The sites that a graph perturbs, by number.
         seen: The others that it holds; whether inside fused attention that was left whole.
+        tables: By device, where graphs compute the noise themselves.
         depth: How many such modes lie below.
     """
 
     keys: list[SiteKey]
     seen: dict[SiteKey, bool]
+    tables: dict[torch.device, Tables]
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -51,9 +54,11 @@ _classes: "WeakKeyDictionary[nn.Module, dict[Hashable, type[CompiledMode]]]" = W
 def begin(session: Compilable, hooks: int, model: nn.Module, rows: Rows | None) -> None:
     """Called by the hook on the whole model, when what follows is compiled."""
     shapes = _classes.setdefault(model, {})
-    shape = (session.shape, torch.is_grad_enabled())
+    computes = _computes(session, rows)
+    shape = (session.shape, torch.is_grad_enabled(), computes)
     if shape not in shapes:
-        shapes[shape] = type("CompiledMode", (CompiledMode,), {"keys": [], "seen": {}})
+        fresh: dict[str, Any] = {"keys": [], "seen": {}, "tables": {}}
+        shapes[shape] = type("CompiledMode", (CompiledMode,), fresh)
     mode_class = shapes[shape]
     mode = mode_class(len(STATE.running))
     of = begin_pass(session.perturber, rows, mode_class.keys)
@@ -62,7 +67,31 @@ def begin(session: Compilable, hooks: int, model: nn.Module, rows: Rows | None) 
     with torch.inference_mode(False):
         none_BT = torch.zeros(0, 0, dtype=torch.int64)
         STATE.samples.append(none_BT if rows is None else rows.sample_BT.clone())
+        STATE.positions.append(none_BT if rows is None else rows.position_BT.clone())
+        STATE.tables.append(_tables(session, mode_class, rows) if computes else None)
     mode.__enter__()  # type: ignore[no-untyped-call]
+
+
+def _computes(session: Compilable, rows: Rows | None) -> bool:
+    """Tells whether a graph may compute the noise itself."""
+    if rows is None or rows.kept is not None or not session.conditions:
+        return False
+    if STATE.computes is not None:
+        return STATE.computes
+    return rows.sample_BT.device.type != "cpu"
+
+
+def _tables(session: Compilable, mode_class: type[CompiledMode], rows: Rows | None) -> Tables:
+    conditions = session.conditions
+    device = torch.device("cpu") if rows is None else rows.sample_BT.device
+    if device not in mode_class.tables:
+        mode_class.tables[device] = Tables(device, mode_class.keys, len(conditions))
+    tables = mode_class.tables[device]
+    spans = session.rows_of_conditions
+    is_alike = all(of.end is None for of in spans)
+    batch = 1 if is_alike or rows is None else len(rows.sample_BT)
+    tables.set(conditions, spans, batch, rows is None or rows.is_named)
+    return tables
 
 
 def end(session: Compilable, is_whole: bool) -> None:
@@ -74,7 +103,7 @@ def end(session: Compilable, is_whole: bool) -> None:
     """
     at = next(n for n, r in enumerate(STATE.running) if r.session is session)
     running = STATE.running.pop(at)
-    del STATE.handles[at], STATE.samples[at]
+    del STATE.handles[at], STATE.samples[at], STATE.positions[at], STATE.tables[at]
     remove_mode(running.mode)
     if is_whole:
         for key, is_fused in running.seen.items():

@@ -19,6 +19,8 @@ from noisescope.inject.operands import Input
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.sites import SiteKey
 
+# A captured graph of kernels would run without the Python that these are.
+_UNSAFE = (torch.Tag.cudagraph_unsafe,)
 # Passes whose backward pass may still come.
 _REMEMBERED_PASSES = 4096
 
@@ -107,7 +109,7 @@ def _rows(of: Pass, is_mixed: bool) -> Rows | None:
     return of.rows.mixed() if is_mixed and of.rows is not None else of.rows
 
 
-@torch.library.custom_op("noisescope::perturb", mutates_args=())
+@torch.library.custom_op("noisescope::perturb", mutates_args=(), tags=_UNSAFE)
 def perturb(
     value: Tensor, handle: Tensor, site: int, layout: str, dim: int, is_mixed: bool
 ) -> Tensor:
@@ -116,7 +118,7 @@ def perturb(
     return _perturber(of).perturb_at(of.keys[site], _rows(of, is_mixed), value, layout, dim)  # type: ignore[arg-type]
 
 
-@torch.library.custom_op("noisescope::with_noisy_gradient", mutates_args=())
+@torch.library.custom_op("noisescope::with_noisy_gradient", mutates_args=(), tags=_UNSAFE)
 def with_noisy_gradient(
     value: Tensor,
     handle: Tensor,
@@ -130,7 +132,7 @@ def with_noisy_gradient(
     return value.clone()
 
 
-@torch.library.custom_op("noisescope::perturb_gradient", mutates_args=())
+@torch.library.custom_op("noisescope::perturb_gradient", mutates_args=(), tags=_UNSAFE)
 def perturb_gradient(
     gradient: Tensor,
     handle: Tensor,
@@ -155,7 +157,7 @@ def perturb_gradient(
     )
 
 
-@torch.library.custom_op("noisescope::disturb_input", mutates_args=())
+@torch.library.custom_op("noisescope::disturb_input", mutates_args=(), tags=_UNSAFE)
 def disturb_input(
     value: Tensor,
     handle: Tensor,
@@ -175,7 +177,7 @@ def disturb_input(
     )
 
 
-@torch.library.custom_op("noisescope::attend", mutates_args=())
+@torch.library.custom_op("noisescope::attend", mutates_args=(), tags=_UNSAFE)
 def attend(
     query: Tensor,
     key: Tensor,

@@ -1,12 +1,14 @@
 """The sessions whose compiled models run now, and what is being traced of them."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from noisescope.inject.compiled.ops import Pass, Perturber
+from noisescope.inject.compiled.tables import Condition, Tables
+from noisescope.inject.rows import RowsOf
 from noisescope.inject.sites import Site, SiteKey
 
 
@@ -40,6 +42,14 @@ class Compilable(Protocol):
 
     def note_seen(self, key: SiteKey, is_fused: bool) -> None:
         """Notes that a site ran which got no error."""
+
+    @property
+    def conditions(self) -> Sequence[Condition]:
+        """The sessions whose noise a graph may compute itself; none where it cannot."""
+
+    @property
+    def rows_of_conditions(self) -> Sequence[RowsOf]:
+        """Whose the rows of the batch are."""
 
 
 @dataclass
@@ -95,6 +105,10 @@ class State:
         self.running: list[Running] = []
         self.handles: list[Tensor] = []
         self.samples: list[Tensor] = []  # [B, T] of each pass; [0, 0] where no rows are known
+        self.positions: list[Tensor] = []  # the same
+        self.tables: list[Tables | None] = []
+        # Whether graphs compute noise themselves; None: not on the CPU, where a kernel is faster.
+        self.computes: bool | None = None
 
 
 STATE = State()

@@ -11,9 +11,11 @@ from noisescope.inject import attention
 from noisescope.inject.calls import layouts_of, out_of_place, softmax_dim, write
 from noisescope.inject.compiled import decide
 from noisescope.inject.compiled.state import STATE
+from noisescope.inject.compiled.tables import Tables
 from noisescope.inject.operands import find_inputs, value_of
 from noisescope.inject.operators import Spelling
-from noisescope.inject.rows import Layout
+from noisescope.inject.rows import Layout, token_words
+from noisescope.noise.expression import perturb_expression
 
 # Of the three steps of attention: where the last axis runs over keys.
 _ATTENTION_LAYOUTS: tuple[dict[Any, Layout], ...] = (
@@ -172,7 +174,49 @@ def _perturbed(
     if region == "embed" and output.dim() == 3 and output.shape[0] == 1:
         if output.shape[1] == samples.shape[1]:
             output = output.expand(samples.shape[0], -1, -1)
+    if layout == "channels" and not is_mixed and not torch.is_grad_enabled():
+        recipe, tables = decide.computed(depth, site), STATE.tables[depth]
+        words = token_words(output, decide.is_heads_first(depth, site), *_tokens(depth))
+        if recipe is not None and tables is not None and words is not None:
+            return _computed(site, recipe, tables, output, words)
     return torch.ops.noisescope.perturb(output, STATE.handles[depth], site, layout, dim, is_mixed)
+
+
+def _tokens(depth: int) -> tuple[Tensor, Tensor]:
+    return STATE.samples[depth], STATE.positions[depth]
+
+
+def _computed(
+    site: int,
+    recipe: tuple[int, bool, bool],
+    tables: Tables,
+    output: Tensor,
+    words: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """Adds the noise in the graph, for the compiler to fuse, and its dose to the table."""
+    word, is_relative, is_stochastic = recipe
+    words_2B, scale_B = tables.words_2B, tables.scale_NB[site]
+    sample_R, position_R, channel_R = words
+    each = sample_R.shape[0] // words_2B.shape[1]
+    noisy_RD, tally_R6 = perturb_expression(
+        output.reshape(sample_R.shape[0], -1),
+        sample_R,
+        position_R,
+        channel_R,
+        words_2B[0].repeat_interleave(each),
+        words_2B[1].repeat_interleave(each),
+        word,
+        scale_B.repeat_interleave(each),
+        is_relative,
+        is_stochastic,
+        # One kernel with all around it, rather than random words made once and kept in memory.
+        is_aligned=False,
+    )
+    tally_B6 = tally_R6.reshape(words_2B.shape[1], each, -1).sum(dim=1)
+    # No matrix product: the mode would take it for one of the model's.
+    tally_C6 = (tables.member_BC[:, :, None] * tally_B6[:, None, :]).sum(dim=0)
+    tables.tally_NCF[site].add_(torch.cat([tally_C6, tables.aboard_C[:, None]], dim=1))
+    return noisy_RD.reshape(output.shape)
 
 
 def _batch(depth: int) -> int | None:

@@ -106,9 +106,12 @@ class SiteRecord:
         """Adds a tally without reading it: no host synchronisation."""
         held = self.tallies.get(phase)
         # Not in place: a tally of inference mode may not be changed outside it.
-        self.tallies[phase] = (
-            tally if held is None else held + tally.to(held.device, non_blocking=True)
-        )
+        if held is None:
+            self.tallies[phase] = tally
+        elif held.device == tally.device:
+            self.tallies[phase] = held + tally
+        else:
+            self.tallies[phase] = held + tally.to(held.device, non_blocking=True)
 
     def dose(self, phase: str = "forward") -> Dose:
         """Returns the dose of one phase."""

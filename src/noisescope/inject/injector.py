@@ -47,10 +47,6 @@ from noisescope.inject.weights import DisturbedWeights
 from noisescope.noise import TALLY_FIELDS, Address, ErrorModel
 
 
-def _everything(value: Tensor, at: Address) -> None:
-    """Restricts nothing."""
-
-
 class Injector:
     """Applies one error model at the sites that `includes` accepts.
 
@@ -240,7 +236,7 @@ class Injector:
                 return rows.parameter_address(gradient, word)
             return self._address(record, rows, gradient, word, layout, "backward")
 
-        perturb = self._perturber(record, "backward", address)
+        perturb = self._gradient_map(record, address)
         if layout != "transposed":
             return perturb
         return lambda gradient: perturb(gradient.transpose(-2, -1)).transpose(-2, -1)
@@ -288,20 +284,36 @@ class Injector:
             return self._count_on_the_way_back([record], output)
 
         layout = layouts.get("output", "channels")
-
-        def address(value: Tensor) -> Address:
-            return self._address(record, rows, value, record.site.word, layout, "forward")
-
-        def mask(value: Tensor, at: Address) -> Tensor | None:
-            return find_mask(self.elements, record, rows, value, layout, at)
-
         if record.site.region == "embed" and not self.error_model.is_null:
             output = for_every_sample(output, rows)
-        renormalised = dim if record.site.operator == "softmax" else None
-        in_place = is_fresh and not (torch.is_grad_enabled() and output.requires_grad)
-        perturb = self._perturber(record, "forward", address, mask, renormalised, in_place)
-        noisy = add_error(output, perturb)
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return self._perturbed(record, rows, output, layout, dim, is_fresh)
+        noisy = add_error(
+            output, lambda value: self._perturbed(record, rows, value.detach(), layout, dim)
+        )
         return self._count_on_the_way_back([record], noisy)
+
+    def _perturbed(
+        self,
+        record: SiteRecord,
+        rows: Rows | None,
+        value: Tensor,
+        layout: Layout,
+        dim: int,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Returns an output with error on it, and notes the dose."""
+        error_model = self.error_model.at_module(record.site.module)
+        at = self._address(record, rows, value, record.site.word, layout, "forward")
+        mask = None
+        if self.elements is not None:
+            mask = find_mask(self.elements, record, rows, value, layout, at)
+        if record.site.operator == "softmax" and not error_model.is_null:
+            noisy, counted = perturb_probabilities(error_model, value, at, dim, mask)
+        else:
+            noisy, counted = perturb_rows(error_model, value, at, mask, in_place)
+        self.note(record, "forward", counted)
+        return noisy
 
     def disturb_inputs(
         self,
@@ -396,28 +408,16 @@ class Injector:
             record.rows = kind
         return at
 
-    def _perturber(
-        self,
-        record: SiteRecord,
-        phase: str,
-        address: Callable[[Tensor], Address],
-        mask: Callable[[Tensor, Address], Tensor | None] = _everything,
-        renormalised: int | None = None,
-        in_place: bool = False,
-    ) -> TensorMap:
+    def _gradient_map(self, record: SiteRecord, address: Callable[[Tensor], Address]) -> TensorMap:
+        """Returns what perturbs a gradient; it runs when the gradient arrives."""
         error_model = self.error_model.at_module(record.site.module)
 
-        def perturb(value: Tensor) -> Tensor:
-            if value.is_sparse:
-                return value  # the gradient of a sparse embedding has no rows to address
-            value = value.detach()
-            at = address(value)
-            chosen = mask(value, at)
-            if renormalised is not None and not error_model.is_null:
-                noisy, counted = perturb_probabilities(error_model, value, at, renormalised, chosen)
-            else:
-                noisy, counted = perturb_rows(error_model, value, at, chosen, in_place)
-            self.note(record, phase, counted)
+        def perturb(gradient: Tensor) -> Tensor:
+            if gradient.is_sparse:
+                return gradient  # the gradient of a sparse embedding has no rows to address
+            gradient = gradient.detach()
+            noisy, counted = perturb_rows(error_model, gradient, address(gradient))
+            self.note(record, "backward", counted)
             return noisy
 
         return perturb

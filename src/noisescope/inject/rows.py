@@ -118,7 +118,13 @@ class Rows:
         shape = value.shape
         if operator in _HEADS_FLAT and value.dim() == 2:
             shape = self._with_heads(shape)
-        key = (tuple(shape), is_heads_first, layout == "keys", value.device)
+        is_wide = len(shape) > 3 or is_heads_first or layout == "keys"  # the width counts
+        key = (
+            tuple(shape if is_wide else shape[:-1]),
+            is_heads_first,
+            layout == "keys",
+            value.device,
+        )
         found = self._maps.get(key)
         if found is None:
             found = self._map(shape, is_heads_first, layout == "keys", value.device)

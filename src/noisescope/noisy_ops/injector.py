@@ -13,6 +13,7 @@ from noisescope.errors import SelectionError
 from noisescope.inject.dose import SiteRecord
 from noisescope.inject.injector import Injector
 from noisescope.inject.perturb import TensorMap
+from noisescope.inject.rows import Rows
 from noisescope.inject.sites import Site
 from noisescope.inject.tracker import Place, is_recomputing
 from noisescope.noise import ErrorModel
@@ -77,11 +78,17 @@ class CountingInjector(Injector):
             self.records.clear()  # a run that was refused has nothing to attest
             raise
 
-    def _perturber(self, record: SiteRecord, phase: str, *args: Any, **kwargs: Any) -> TensorMap:
-        perturb = super()._perturber(record, phase, *args, **kwargs)
+    def _perturbed(
+        self, record: SiteRecord, rows: Rows | None, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if not _is_on("forward"):
+            return value
+        return super()._perturbed(record, rows, value, *args, **kwargs)
 
-        def perturb_while_on(value: Tensor) -> Tensor:
-            is_on = STATE.injector is not None and phase in STATE.wish().phases
-            return perturb(value) if is_on else value
+    def _gradient_map(self, *args: Any) -> TensorMap:
+        perturb = super()._gradient_map(*args)
+        return lambda gradient: perturb(gradient) if _is_on("backward") else gradient
 
-        return perturb_while_on
+
+def _is_on(phase: str) -> bool:
+    return STATE.injector is not None and phase in STATE.wish().phases

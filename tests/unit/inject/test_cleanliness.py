@@ -171,7 +171,7 @@ def test_nothing_waits_for_the_device(reader, monkeypatch):
     """The model runs in layers alone, as transformers itself reads its masks from the device."""
 
     class Torch(AbsoluteGaussian):
-        def _perturb(self, y_RD, at):
+        def _perturb(self, y_RD, at, in_place=False):
             return ErrorModel._perturb(self, y_RD, at)
 
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ from noisescope.inject.tokens import TokenReader, check_names
 from noisescope.inject.tracker import Place, Tracker
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.inject.witness import Witness
-from noisescope.models import find_regions
+from noisescope.models import find_regions, uncompiled
 from noisescope.noise import AbsoluteGaussian, ErrorModel, RelativeGaussian, flat_address
 
 
@@ -59,8 +59,8 @@ class Session:
                 "DataParallel runs copies of the model in threads, where samples cannot be told "
                 "apart: give its .module, or use DistributedDataParallel."
             )
+        self.model = model = uncompiled(model)
         check_operands(error_model, selection, model)
-        self.model = model
         self.selection = selection
         self.attest = attest
         self.regions = find_regions(model)

@@ -7,6 +7,7 @@ from noisescope.models.families import (
     Regions,
     find_regions,
     register_family,
+    uncompiled,
 )
 from noisescope.models.fingerprint import fingerprint
 from noisescope.models.in_memory import in_eval_mode, in_memory
@@ -27,4 +28,5 @@ __all__ = [
     "in_memory",
     "load_model",
     "register_family",
+    "uncompiled",
 ]

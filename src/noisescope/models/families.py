@@ -13,7 +13,7 @@ from torch import nn
 from noisescope.errors import SelectionError, near_names
 from noisescope.models.layouts import FAMILIES, LAYOUTS, REGISTERED, Family, register_family
 
-__all__ = ["FAMILIES", "Family", "Region", "Regions", "find_regions", "register_family"]
+__all__ = ["FAMILIES", "Family", "Region", "Regions", "find_regions", "register_family", "uncompiled"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ class Regions:
         others = [r.name for r in self.all if not r.name.isdigit()]
         known = " and ".join([layers, *(f"region {n!r}" for n in others)])
         return f"No region {name!r}: this model has {known}{near_names(name, others)}"
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Returns the model that `torch.compile` wraps, and any other as it is."""
+    # Told by its name: nothing is compiled here, and the compiler takes seconds to import.
+    inner = getattr(model, "_orig_mod", None)
+    is_wrapper = type(model).__name__ == "OptimizedModule" and isinstance(inner, nn.Module)
+    return inner if is_wrapper else model  # type: ignore[return-value]
 
 
 def find_regions(model: nn.Module) -> Regions:

@@ -72,10 +72,13 @@ def test_one_graph_serves_every_seed_draw_and_scale(llama):
 @pytest.mark.parametrize(
     "selected",
     [
-        {"operators": "linear"},
         {"layers": [1], "operators": ["softmax", "matmul"]},
         {"layers": [0], "channels": [3]},
-        {"operators": ["rms_norm", "embedding"], "without": "model.norm:rms_norm"},
+        pytest.param({"operators": "linear"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"operators": ["rms_norm", "embedding"], "without": "model.norm:rms_norm"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_any_selection_gets_the_noise_of_the_uncompiled_model(llama, selected):
@@ -84,6 +87,7 @@ def test_any_selection_gets_the_noise_of_the_uncompiled_model(llama, selected):
     assert llama.graphs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
 def test_other_families_and_padded_samples_with_names(family):
     compiled = Compiled(small_model(family))
@@ -154,6 +158,7 @@ def test_noise_that_the_graph_computes_is_the_same(llama):
     assert llama.graphs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_in_graphs")
 def test_noise_that_the_graph_computes_for_conditions_that_change_places(llama):
     ride_with_changing_places(llama, RelativeGaussian(0.3))
@@ -223,6 +228,7 @@ def test_a_function_around_the_model_leaves_the_model_a_graph_of_its_own():
         assert session.counts == counts
 
 
+@pytest.mark.slow
 def test_layers_that_are_compiled_one_by_one_get_their_own_noise():
     model = small_model("llama")
     with inject(model, RelativeGaussian(0.1), operators="linear") as session:
@@ -233,6 +239,12 @@ def test_layers_that_are_compiled_one_by_one_get_their_own_noise():
         compiled = run(model, session)
     assert torch.equal(plain[0], compiled[0])
     assert plain[1:] == compiled[1:]
+
+
+def test_the_compiled_model_may_be_given_in_place_of_the_model(llama):
+    with inject(llama._call, RelativeGaussian(0.1), layers=[1]) as session:
+        assert_same_noise(llama, session)
+        assert all(r.site.module.startswith("model.layers.") for r in session.records)
 
 
 def test_an_error_inside_leaves_the_model_as_it_was(llama):

@@ -200,6 +200,7 @@ def test_one_graph_serves_every_value(is_aligned):
 
 # Inductor itself uses what torch has deprecated.
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+@pytest.mark.slow
 def test_words_are_exact_in_the_vectors_that_inductor_writes(monkeypatch):
     """In C++ an overflow is undefined: gcc takes a product of positive numbers for positive."""
     # All rounds take a minute to compile.
@@ -216,6 +217,7 @@ def test_words_are_exact_in_the_vectors_that_inductor_writes(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+@pytest.mark.slow
 def test_fused_by_inductor_every_value_is_rounded_all_the_same():
     """A compiler leaves out roundings to a narrow dtype between the operations that it fuses."""
 

@@ -365,6 +365,7 @@ def test_other_numbers_do_not_compile_again(kernel):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="the tests above compile it")
+@pytest.mark.slow
 def test_the_kernel_compiles_without_a_gpu(tmp_path):
     """For a GPU that need not be there; in another process, as this one interprets."""
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}

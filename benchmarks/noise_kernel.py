@@ -1,9 +1,13 @@
 """Speed of the fused CPU noise kernel against the plain torch expression, in one run.
 
     python benchmarks/noise_kernel.py --threads 2
+    python benchmarks/noise_kernel.py --device cuda
 
 They take turns, so that a busy machine slows all alike; what counts is the ratio of each turn.
 The plain expression adds noise that no address brings back, rounds four times and tells no dose.
+On a GPU the Triton kernel takes turns with a copy: both read and write the same bytes once, so the
+copy is what memory allows. Events on the GPU take the time, of calls that all wait in its queue, so
+that Python's part is not in it; that is told beside it.
 """
 
 import argparse
@@ -33,6 +37,11 @@ SHAPES = [
 ]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCALE = 0.05
+# Of a tensor, in MiB; channels of its rows: the hidden and the inner width of a model of 1.5B.
+GPU_MIB = (64, 256, 1024)
+GPU_CHANNELS = (1536, 8960)
+GPU_CALLS = 10
+LEAST_SHARE_OF_COPY = 0.8
 
 FIRST_CALL = """
 import time, torch
@@ -56,8 +65,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=15, help="turns that each of the three takes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--smoke", action="store_true", help="cuda's table, tiny, on any machine")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.smoke or arguments.device == "cuda":
+        show_bandwidth(arguments)
+        return
     print(
         f"{cpu_name()}, {arguments.threads} thread(s), Python {platform.python_version()}, "
         f"torch {torch.__version__}, numba {numba.__version__}; {arguments.turns} turns"
@@ -145,6 +159,109 @@ def print_first_call(turns: int) -> None:
         for _ in range(turns)
     ]
     print(f"first call in a new process, imports done: {spread(times_s)} s")
+
+
+def show_bandwidth(arguments: argparse.Namespace) -> None:
+    """Prints the kernel's share of a copy's bandwidth."""
+    is_gpu = arguments.device == "cuda"
+    print(
+        f"{torch.cuda.get_device_name() if is_gpu else cpu_name()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, {compiler_of(is_gpu)}, bfloat16; "
+        f"{arguments.turns} turns of {GPU_CALLS} calls"
+    )
+    print("share: time of y.copy_(x) / time of RelativeGaussian.perturb: median [quartiles]")
+    told = f"claim: >= {LEAST_SHARE_OF_COPY:.0%} of the copy's bandwidth"
+    print("--smoke: no claim is made of it" if arguments.smoke else told)
+    print(
+        f"{'MiB':>6} {'channels':>9} {'copy GB/s':>10}  {'share: a new tensor':<24} "
+        f"{'share: in place':<24} us: copy, new, in place; Python's, a call"
+    )
+    for mib in (1, 2) if arguments.smoke else GPU_MIB:
+        for channels in GPU_CHANNELS:
+            print_bandwidth(mib, channels, arguments.device, arguments.turns)
+
+
+def compiler_of(is_gpu: bool) -> str:
+    """Returns what compiles the kernel there."""
+    if not is_gpu:
+        return f"numba {numba.__version__}"
+    import triton  # comes with torch where there is a GPU
+
+    return f"triton {triton.__version__}, CUDA {torch.version.cuda}"
+
+
+def print_bandwidth(mib: int, channels: int, device: str, turns: int) -> None:
+    rows = mib * 2**20 // (2 * channels)
+    x = torch.randn(rows, channels, device=device, dtype=torch.bfloat16)
+    changing = x.clone()
+    at = flat_address(seed=0, draw=0, site=0, rows=rows, device=device)
+    model = RelativeGaussian(SCALE)
+
+    def refill() -> None:
+        changing.copy_(x)
+
+    runs: list[Callable[[], object]] = [
+        refill,
+        lambda: model.perturb(x, at),
+        lambda: model.perturb(changing, at, in_place=True),
+    ]
+    for run in runs:
+        run()  # the first call of the kernel compiles
+    rounds = []
+    for turn in range(turns):
+        taken = {n: queued_times(runs[n], refill, device) for n in turned(len(runs), turn)}
+        rounds.append([taken[n] for n in range(len(runs))])
+    copy_s, new_s, in_place_s = ([r[n][0] for r in rounds] for n in range(len(runs)))
+    medians_us = [1e6 * statistics.median(times) for times in (copy_s, new_s, in_place_s)]
+    python_us = [1e6 * statistics.median(r[n][1] for r in rounds) for n in (1, 2)]
+    moved_gb = 2 * x.numel() * x.element_size() / 1e9
+    print(
+        f"{mib:>6} {channels:>9} {1e6 * moved_gb / medians_us[0]:10.0f}  "
+        f"{share(copy_s, new_s):<24} {share(copy_s, in_place_s):<24} "
+        f"{', '.join(f'{us:.0f}' for us in medians_us)}; "
+        f"{', '.join(f'{us:.0f}' for us in python_us)}",
+        flush=True,
+    )
+
+
+def turned(count: int, turn: int) -> list[int]:
+    """Returns the order of a turn: who goes first rotates, every second one runs backwards."""
+    order = [(turn + n) % count for n in range(count)]
+    return order if turn % 2 else order[::-1]
+
+
+def queued_times(
+    run: Callable[[], object], refill: Callable[[], None], device: str
+) -> tuple[float, float]:
+    """Returns the seconds of one call, averaged over some: the GPU's, and Python's to ask for it.
+
+    On a CPU, where asking is doing, they are the same.
+    """
+    refill()  # the same noise over and over would end at infinity
+    if device != "cuda":
+        begin = time.perf_counter()
+        for _ in range(GPU_CALLS):
+            run()
+        taken_s = (time.perf_counter() - begin) / GPU_CALLS
+        return taken_s, taken_s
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    # Longer than Python needs to put all the calls into the queue.
+    torch.cuda._sleep(50_000_000)
+    first.record()
+    begin = time.perf_counter()
+    for _ in range(GPU_CALLS):
+        run()
+    python_s = time.perf_counter() - begin
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1e3 / GPU_CALLS, python_s / GPU_CALLS
+
+
+def share(copy_s: list[float], own_s: list[float]) -> str:
+    shares = [copy / own for copy, own in zip(copy_s, own_s, strict=True)]
+    low, median, high = statistics.quantiles(shares, n=4)
+    return f"{median:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def spread(values: list[float]) -> str:

@@ -1,12 +1,15 @@
 """Answers of many conditions decoded together, against one question and condition at a time.
 
     python benchmarks/decoding.py --threads 2
+    python benchmarks/decoding.py --threads 2 --compile
 
 The demo model, 10 windows of layers x 50 questions, greedy, at most 512 tokens. Ours is the
 program's decoder; the baseline is the plan's way: batch of one, `model.generate` inside a
 `Session`. It runs on pairs of window and question spread evenly over all, in slices between our
 runs, and is scaled to all pairs by their number; `--pairs all` runs every one. Answers are compared
 token for token; where they differ, the steps at which the two best logits all but tied are told.
+With `--compile` our decoder also runs in batches of fixed size through a compiled model, turn by
+turn with the other; what the compiler took is told apart.
 """
 
 import argparse
@@ -22,7 +25,8 @@ from noise_kernel import cpu_name
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.inject import Session, make_selection
 from noisescope.measure import Condition, layer_windows, window_name
-from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, decode
+from noisescope.measure.answers import Answer, Boarding, Limits, Prompt
+from noisescope.measure.generate import decode
 from noisescope.measure.memory import default_gib, rows_of_decoding
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--pairs", default="50", help="pairs that the baseline runs, or 'all'")
     parser.add_argument("--turns", type=int, default=3, help="our runs, slices of the baseline")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="compiled steps, beside the others")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
@@ -54,7 +59,7 @@ def main() -> None:
     every = [(c.name, s.name) for c in conditions for s in task.samples]
     count = len(every) if arguments.pairs == "all" else int(arguments.pairs)
     pairs = [every[n * len(every) // count] for n in range(count)]
-    compare(loaded, task, conditions, pairs, arguments.turns)
+    compare(loaded, task, conditions, pairs, arguments.turns, arguments.compile)
 
 
 def windows(loaded: LoadedModel) -> tuple[Condition, ...]:
@@ -71,6 +76,7 @@ def compare(
     conditions: tuple[Condition, ...],
     pairs: list[Pair],
     turns: int,
+    compiles: bool,
 ) -> None:
     names = [sample.name for sample in task.samples]
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
@@ -83,13 +89,18 @@ def compare(
     prompts = [Prompt(name, tuple(prompt_of[name])) for name in names]
     decode_together = decoder(loaded, riders, prompts, task)
     decode_together()  # the first run tries what the model lets be shared
+    decode_compiled = decoder(loaded, riders, prompts, task, compiles=True)
+    first_s = seconds(decode_compiled)[0] if compiles else 0.0
     jobs = [(by_name[c], prompt_of[s], s) for c, s in pairs]
     one_alone(loaded, task, *jobs[0])
-    ours_s, alone_s, alone = [], [], []
+    ours_s, compiled_s, alone_s, alone = [], [], [], []
+    answers, compiled = {}, {}
     for turn in range(turns):
-        begin = time.perf_counter()
-        answers = decode_together()
-        ours_s.append(time.perf_counter() - begin)
+        took_s, answers = seconds(decode_together)
+        ours_s.append(took_s)
+        if compiles:
+            took_s, compiled = seconds(decode_compiled)
+            compiled_s.append(took_s)
         part = range(turn * len(pairs) // turns, (turn + 1) * len(pairs) // turns)
         begin = time.perf_counter()
         alone += [one_alone(loaded, task, *jobs[n]) for n in part]
@@ -112,9 +123,47 @@ def compare(
     ]
     close = [answers[pair].close_calls for pair in differ]
     print(f"answers that differ: {len(differ)} of {len(pairs)}; close calls in them: {close}")
+    if compiles:
+        tell_compiled(answers, compiled, ours_s, compiled_s, first_s)
 
 
-def decoder(loaded: LoadedModel, riders: list[Rider], prompts: list[Prompt], task: Task) -> Decoder:
+def tell_compiled(
+    answers: dict[Pair, Answer],
+    compiled: dict[Pair, Answer],
+    ours_s: list[float],
+    compiled_s: list[float],
+    first_s: float,
+) -> None:
+    for name, given, took_s in [("growing", answers, ours_s), ("compiled", compiled, compiled_s)]:
+        tokens = sum(len(answer.ids) for answer in given.values())
+        rates = sorted(tokens / s for s in took_s)
+        print(
+            f"{name} steps: {statistics.median(rates):.0f} noisy tokens/s "
+            f"[{rates[0]:.0f}, {rates[-1]:.0f}]"
+        )
+    ratios = sorted(one / other for one, other in zip(ours_s, compiled_s, strict=True))
+    differ = [pair for pair, answer in answers.items() if compiled[pair].ids != answer.ids]
+    close = [answers[pair].close_calls for pair in differ]
+    print(
+        f"compiled: {statistics.median(ratios):.2f} times as fast [{ratios[0]:.2f}, "
+        f"{ratios[-1]:.2f}], after a first run of {first_s:.1f} s that compiles; answers that "
+        f"differ: {len(differ)} of {len(answers)}; close calls in them: {close}"
+    )
+
+
+def seconds(run: Decoder) -> tuple[float, dict[Pair, Answer]]:
+    begin = time.perf_counter()
+    found = run()
+    return time.perf_counter() - begin, found
+
+
+def decoder(
+    loaded: LoadedModel,
+    riders: list[Rider],
+    prompts: list[Prompt],
+    task: Task,
+    compiles: bool = False,
+) -> Decoder:
     """Returns a function that decodes the clean model's and all riders' answers together."""
     apart = TakenApart(loaded.model)
     boardings = [Boarding(r, apart.first_region(r.session)) for r in (Rider("", None), *riders)]
@@ -123,7 +172,14 @@ def decoder(loaded: LoadedModel, riders: list[Rider], prompts: list[Prompt], tas
     limits = Limits(task.max_new_tokens, loaded.context_length, rows)
 
     def run() -> dict[Pair, Answer]:
-        found = decode(loaded.model, prompts, boardings, limits, apart.prompt_entries)
+        found = decode(
+            loaded.model,
+            prompts,
+            boardings,
+            limits,
+            apart.prompt_entries,
+            compile_steps=compiles,
+        )
         return {
             (rider.name, prompt.name): answer
             for rider, answers in zip(riders, found[1:], strict=True)

@@ -36,7 +36,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from noisescope.inject import Session, make_selection
 from noisescope.inject.probe import list_sites
 from noisescope.measure import Condition, Plan, Unit, Worker
-from noisescope.measure.generate import Boarding, Limits, Prompt, decode
+from noisescope.measure.answers import Boarding, Limits, Prompt
+from noisescope.measure.generate import decode
 from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart

@@ -16,10 +16,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import torch
 import transformers
@@ -37,7 +35,6 @@ from noisescope.measure import (
     Unit,
     UnitResult,
     Worker,
-    generate,
     layer_windows,
     make_units,
     window_name,
@@ -105,22 +102,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--turns", type=int, default=2, help="the first compiles")
+    parser.add_argument("--turns", type=int, default=2, help="with --compile the first compiles")
     parser.add_argument("--operators", default="core", help="as of noisescope layers")
     parser.add_argument("--samples-per-unit", type=int, help="as a study has them, if not given")
-    parser.add_argument("--smoke", action="store_true", help="tiny; compiled on a CPU, too")
+    parser.add_argument("--compile", action="store_true", help="compile the steps of decoding")
+    parser.add_argument("--smoke", action="store_true", help="tiny, for the way of it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     setting = SETTINGS["smoke" if arguments.smoke else "full"]
     clock = Clock(arguments.device)
     print_head(arguments, setting)
-    with ExitStack() as stack:
-        if arguments.smoke:
-            # The way of a GPU, for the program itself compiles no steps on a CPU.
-            stack.enter_context(mock.patch.object(generate, "is_on_one_gpu", lambda model: True))
-        loaded = load(setting, clock)
-        for turn in range(1, arguments.turns + 1):
-            run_turn(turn, loaded, setting, arguments, clock)
+    loaded = load(setting, clock)
+    for turn in range(1, arguments.turns + 1):
+        run_turn(turn, loaded, setting, arguments, clock)
 
 
 def run_turn(
@@ -133,7 +127,7 @@ def run_turn(
     """Sweeps and predicts with a new worker, which knows nothing of the turn before."""
     task = setting.task()
     conditions = windows(loaded, arguments.operators)
-    plan = Plan(conditions)
+    plan = Plan(conditions, compile_steps=arguments.compile)
     units = units_of(plan, task, arguments.samples_per_unit or setting.samples_per_unit)
     if turn == 1:
         sizes = " + ".join(str(len(unit.samples)) for unit in units)

@@ -25,7 +25,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3",
         {
             **_COMMON,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 3,
             "num_key_value_heads": 4,
             "q_lora_rank": 16,
             "kv_lora_rank": 16,
@@ -37,7 +37,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 16,
-            "first_k_dense_replace": 2,
+            "first_k_dense_replace": 3,
         },
     ),
     "lfm2": (

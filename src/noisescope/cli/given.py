@@ -85,6 +85,7 @@ class StudyOptions(RunOptions):
     draws: o.Draws = 1
     accuracy_margin: o.AccuracyMargin = 0.01
     kl_margin: o.KlMargin = 0.01
+    compile_steps: o.CompileSteps = False
     extend: o.Extend = False
     result: o.Result = None
 
@@ -105,7 +106,7 @@ class StudyOptions(RunOptions):
 
     def measuring(self) -> dict[str, Any]:
         """Returns how it is measured, as `diagnose.Options` names it."""
-        names = ("draws", "seed", "batch_size", "memory_gib", "extend", "out")
+        names = ("draws", "seed", "batch_size", "memory_gib", "compile_steps", "extend", "out")
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
         margins = Margins(self.accuracy_margin, self.kl_margin)
         return chosen | {"margins": margins, "source": self._source()}

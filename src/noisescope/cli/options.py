@@ -57,6 +57,14 @@ MemoryGib = Annotated[
     float | None,
     typer.Option(help="Memory to take beside the model, in GiB; half of what is free if unset."),
 ]
+CompileSteps = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Decode answers by a compiled model and a cache of fixed size: for a GPU, where the "
+        "study is long enough to pay for a minute or two of compiling.",
+    ),
+]
 AccuracyMargin = Annotated[
     float, typer.Option(help="Loss of accuracy that is still no harm; 0.01 is one point.")
 ]

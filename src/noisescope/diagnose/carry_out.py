@@ -64,6 +64,8 @@ class Options:
             of this and its own.
         memory_gib: Memory that measuring may take beside the model; None: half of what is free. A
             study that goes on takes the smaller of this and its own.
+        compile_steps: Whether answers are decoded by a compiled model and with a cache of fixed
+            size, where model and noise allow that. A study that goes on keeps to its own.
         margins: The losses that are still no harm.
         out: Directory of the study; None: it is kept in memory only.
         extend: Whether samples, draws and conditions may be added to a study that is there.
@@ -80,6 +82,7 @@ class Options:
     seed: int = 0
     batch_size: int | None = None
     memory_gib: float | None = None
+    compile_steps: bool = False
     margins: Margins = field(default_factory=Margins)
     out: Path | str | None = None
     extend: bool = False
@@ -99,6 +102,7 @@ class Options:
             self.batch_size,
             self.memory_gib,
             generates=not self.search,
+            compile_steps=self.compile_steps,
         )
 
 
@@ -183,6 +187,7 @@ def _follow(
         asked.layout.rows_per_batch,
         asked.layout.memory_gib,
         generates=asked.generates,
+        compile_steps=asked.layout.compile_steps,
     )
     progress = options.progress
 
@@ -277,6 +282,7 @@ def _study_plan(
             options.memory_gib or round(default_gib(loaded.model), 3),
             max(1, ROWS_PER_UNIT // min(_CONDITIONS_PER_UNIT, max(1, len(question.conditions)))),
             _CONDITIONS_PER_UNIT,
+            options.compile_steps,
         ),
         settings={
             "error model": type(question.error_model).__name__,

@@ -118,16 +118,18 @@ class Rows:
         shape = value.shape
         if operator in _HEADS_FLAT and value.dim() == 2:
             shape = self._with_heads(shape)
+        is_cached = operator == "linear" and self._holds_cached(shape)
         is_wide = len(shape) > 3 or is_heads_first or layout == "keys"  # the width counts
         key = (
             tuple(shape if is_wide else shape[:-1]),
             is_heads_first,
             layout == "keys",
+            is_cached,
             value.device,
         )
         found = self._maps.get(key)
         if found is None:
-            found = self._map(shape, is_heads_first, layout == "keys", value.device)
+            found = self._map(shape, is_heads_first, layout == "keys", is_cached, value.device)
             self._maps[key] = found
         return found.at.at_site(site), found.kind if self.is_named else "row"
 
@@ -151,12 +153,17 @@ class Rows:
         return torch.Size((B, T, shape[0] // (B * T), shape[1]))
 
     def _map(
-        self, shape: torch.Size, is_heads_first: bool, is_keys: bool, device: torch.device
+        self,
+        shape: torch.Size,
+        is_heads_first: bool,
+        is_keys: bool,
+        is_cached: bool,
+        device: torch.device,
     ) -> RowMap:
         B, T = self.sample_BT.shape
-        if self._holds_cached(shape, is_heads_first) and self.is_named:
+        if is_cached and self.is_named:
             return self._map_cached(device)
-        is_unknown = self.is_mixed or self._holds_cached(shape, is_heads_first)
+        is_unknown = self.is_mixed or is_cached
         heads = None if is_unknown else _find_heads(shape, B, T, is_heads_first)
         if heads is not None:
             return self._map_tokens(shape[-1], *heads, is_keys, device)
@@ -170,14 +177,14 @@ class Rows:
         index_R = torch.arange(rows // B, device=device).repeat(B)
         return self._row_map("sample", sample_R, index_R, torch.zeros_like(index_R))
 
-    def _holds_cached(self, shape: torch.Size, is_heads_first: bool) -> bool:
+    def _holds_cached(self, shape: torch.Size) -> bool:
         """Tells whether [B, 1, S, D] holds all S tokens of the cache, and not a new one's heads.
 
         Latent attention keeps what its projections are made of, and makes them again at each step.
         """
         B, T = self.sample_BT.shape
-        is_of_tokens = not (self.is_mixed or is_heads_first) and len(shape) == 4
-        return is_of_tokens and tuple(shape[:3]) == (B, 1, self.keys) and self.keys > T
+        is_of_tokens = not self.is_mixed and len(shape) == 4 and self.keys > T
+        return is_of_tokens and tuple(shape[:3]) == (B, 1, self.keys)
 
     def _map_cached(self, device: torch.device) -> RowMap:
         position_BS = self.first_key_B[:, None] + torch.arange(

@@ -44,6 +44,7 @@ class TokenReader:
     seed: int
     draw: int
     names: tuple[str | int, ...] | None = None
+    _named: tuple[tuple[str | int, ...] | None, Tensor] = (None, torch.zeros(0))
     _latest: _Prefix | None = None
     _by_cache: "WeakKeyDictionary[Any, _Prefix]" = field(default_factory=WeakKeyDictionary)
 
@@ -65,7 +66,15 @@ class TokenReader:
             mask_BS = None
         cache = given.get("past_key_values")
         past = _past_length(cache, mask_BS, T)
-        if mask_BS is None:
+        keys = past + T
+        if mask_BS is not None and _has_spare_columns(cache, mask_BS, given, T):
+            # How many columns are filled is asked of the cache, and awaited from its device, only
+            # where samples are named by their tokens.
+            past = 0 if self.names is not None else _past_length(cache, None, T)
+            present_BT = mask_BS[:, past : past + T].to(torch.int64)
+            position_BT = _positions(given, B, T, past, tokens.device)
+            first_key_B = -(mask_BS.cumsum(dim=1) == 0).sum(dim=1)
+        elif mask_BS is None:
             present_BT = _present(given, B, T, past, tokens.device)
             position_BT = _positions(given, B, T, past, tokens.device)
             first_key_B = position_BT[:, -1] - (past + T - 1)
@@ -82,7 +91,7 @@ class TokenReader:
             sample_BT,
             position_BT,
             first_key_B,
-            keys=past + T,
+            keys=keys,
             is_named=is_named,
             kept=kept if isinstance(kept, Tensor) and kept.dim() == 1 else None,
         )
@@ -105,8 +114,7 @@ class TokenReader:
                     f"{len(self.names)} samples are named, but this batch has {B} rows: "
                     "call name_samples with one name per row before each call of the model."
                 )
-            word_B = torch.tensor(list(map(sample_word, self.names)), device=position_BT.device)
-            return word_B[:, None].expand(B, T), True
+            return self._words(self.names, position_BT.device)[:, None].expand(B, T), True
         if tokens.is_floating_point() or tokens.shape != position_BT.shape:
             return torch.arange(B, device=position_BT.device)[:, None].expand(B, T), False
         prefix_BT = (mix(tokens, position_BT) * present_BT).cumsum(dim=1) & _WORD
@@ -121,6 +129,14 @@ class TokenReader:
         if _is_cache(cache):
             self._remember(cache)
         return prefix_BT, is_whole
+
+    def _words(self, names: tuple[str | int, ...], device: torch.device) -> Tensor:
+        """Returns the words of names [B], those of the call before where they are the same."""
+        held, word_B = self._named
+        if held is not names or word_B.device != device:
+            word_B = torch.tensor(list(map(sample_word, names)), device=device)
+            self._named = names, word_B
+        return word_B
 
     def _remember(self, cache: Any) -> None:
         if self._latest is None:
@@ -196,6 +212,17 @@ def _past_length(cache: Any, mask_BS: Tensor | None, T: int) -> int:
     if mask_BS is not None:
         return max(0, mask_BS.shape[1] - T)
     return int(cache.get_seq_length()) if _is_cache(cache) else 0
+
+
+def _has_spare_columns(cache: Any, mask_BS: Tensor, given: Mapping[str, Any], T: int) -> bool:
+    """Tells whether a mask is as long as a cache of fixed length: it does not tell positions."""
+    positions = given.get("position_ids")
+    lengths = {getattr(layer, "max_cache_len", 0) for layer in getattr(cache, "layers", ())}
+    return (
+        T < mask_BS.shape[1] == max(lengths, default=0)
+        and isinstance(positions, Tensor)
+        and positions.shape[1:] == (T,)
+    )
 
 
 def _present(given: Mapping[str, Any], B: int, T: int, past: int, device: torch.device) -> Tensor:

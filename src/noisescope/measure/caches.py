@@ -1,7 +1,8 @@
 """Rows of a key-value cache: chosen, joined with another cache's, and freed of empty columns.
 
 Works on the layers of transformers' dynamic caches. Columns are aligned at the newest token, so two
-caches of different lengths are joined by empty columns on the left, which the mask hides.
+caches of different lengths are joined by empty columns on the left, which the mask hides. Those
+whose layers keep every token can be turned into static ones, of fixed size, and back.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from transformers.cache_utils import (
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
+    StaticCache,
+    StaticLayer,
 )
 
 _JOINABLE = (
@@ -87,6 +90,41 @@ def drop_columns(cache: Any, columns: int) -> None:
             width = _width(layer, columns)
             layer.keys, layer.values = (t[..., -width:, :] for t in (layer.keys, layer.values))
             _set_length(layer, columns)
+
+
+def can_be_static(cache: Any, config: Any) -> bool:
+    """Tells whether every layer keeps every token, as a static cache's would."""
+    if not isinstance(cache, DynamicCache) or {type(x) for x in cache.layers} != {DynamicLayer}:
+        return False
+    if not all(layer.get_seq_length() for layer in cache.layers):
+        return False
+    layers = StaticCache(config=config, max_cache_len=1).layers
+    return {type(x) for x in layers} == {StaticLayer} and len(layers) == len(cache.layers)
+
+
+def to_static(cache: Any, config: Any, capacity: int) -> Any:
+    """Returns a static cache of so many columns; the dynamic one is used up layer by layer.
+
+    Args:
+        cache: One of which `can_be_static` is true.
+        config: The model's configuration.
+        capacity: Columns, at least as many as are filled.
+    """
+    static = StaticCache(config=config, max_cache_len=capacity)
+    for number, layer in enumerate(cache.layers):
+        static.update(layer.keys, layer.values, number)
+        layer.keys = layer.values = None
+    return static
+
+
+def to_dynamic(cache: Any, columns: int) -> Any:
+    """Returns a dynamic cache of the first columns; the static one is used up layer by layer."""
+    dynamic = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        keys, values = (t[:, :, :columns] for t in (layer.keys, layer.values))
+        dynamic.update(keys, values, number)
+        layer.keys = layer.values = None
+    return dynamic
 
 
 def _states(layer: Any) -> list[Tensor]:

@@ -4,12 +4,14 @@ A loop of our own instead of the library's: rows leave the batch and its cache a
 new ones come in, the prompt's clean part is computed once for all conditions, and every row is
 known by sample, condition and draw. Nothing of a model's generation defaults (penalties, suppressed
 tokens, sampling) is applied. An answer does not depend on the batch it is made in, but where the
-two best logits differ by no more than rounding: such steps are counted.
+two best logits differ by no more than rounding: such steps are counted. Steps may also run in
+batches of fixed size through a compiled model; see static_decoding.py.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,15 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisescope.inject import Ride, RideError, Span
+from noisescope.measure.answers import Answer, Batch, Boarding, Limits, Prompt, Row, open_rows
 from noisescope.measure.caches import (
+    can_be_static,
     drop_columns,
     is_joinable,
     join_rows,
     layer_rows,
     select_layer_rows,
     select_rows,
+    to_dynamic,
+    to_static,
 )
 from noisescope.measure.sharing import Entries, Growth, Rider
+from noisescope.measure.static_decoding import (
+    Call,
+    StaticSteps,
+    bucket_of,
+    capacity_of,
+    compiled_step,
+    largest_bucket,
+    may_compile,
+    takes_static_caches,
+)
 from noisescope.measure.steps import best_tokens, call_arguments, end_tokens, pad_left
 
 # Rows that are done are dropped when they are so many: choosing rows copies the cache.
@@ -33,57 +49,6 @@ _DONE_SHARE = 8
 _EMPTY_COLUMNS = 32
 
 Tell = Callable[[str, float], None]  # what runs now, the share that is done
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A sample's name, by which its noise is found, and its token ids."""
-
-    name: str
-    ids: tuple[int, ...]
-
-
-@dataclass
-class Answer:
-    """A greedy continuation.
-
-    Attributes:
-        ids: Token ids, up to and with the end token.
-        is_cut: Whether it ended for want of tokens or of context.
-        close_calls: Steps at which the two best logits differed by no more than rounding.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    is_cut: bool = False
-    close_calls: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long answers and how large batches may be.
-
-    Attributes:
-        max_new_tokens: The most tokens of an answer.
-        context_length: The most positions the model takes; None: not limited. An answer fills what
-            its prompt leaves of it; its last token may lie one beyond.
-        rows: The most rows of a batch.
-        prompt_rows: The most rows of a pass over prompts.
-        is_by_prompt: Whether rows of different prompts are kept apart.
-    """
-
-    max_new_tokens: int
-    context_length: int | None = None
-    rows: int = 1 << 30
-    prompt_rows: int = 1 << 30
-    is_by_prompt: bool = False
-
-
-@dataclass(frozen=True)
-class Boarding:
-    """A rider and the number of the region where it leaves the clean rows."""
-
-    rider: Rider
-    first: int = 0
 
 
 def greedy_answers(
@@ -110,6 +75,7 @@ def decode(
     limits: Limits,
     entries: Entries | None = None,
     tell: Tell | None = None,
+    compile_steps: bool = False,
 ) -> list[list[Answer]]:
     """Returns each rider's answers to the prompts.
 
@@ -121,34 +87,20 @@ def decode(
         entries: Where the model's regions begin, to share the clean part of the prompts; None:
             nothing is shared.
         tell: Told what runs, and the share of the answers that are done.
+        compile_steps: Whether steps run through a compiled model, where model and noise allow it.
+            More rows that are done then count in the dose before they are dropped: up to half of a
+            batch, not an eighth.
 
     Raises:
         RideError: The rows of one batch cannot be told apart.
     """
     sessions = [b.rider.session for b in boardings if b.rider.session is not None]
     ride = Ride(model, list(dict.fromkeys(sessions))) if sessions else None
-    return _Decoder(model, prompts, boardings, limits, entries, ride).run(tell)
-
-
-@dataclass
-class _Row:
-    """One answer in the making."""
-
-    rider: int
-    prompt: int
-    answer: Answer
-    room: int  # tokens that may still come
-    is_done: bool = False
-
-
-@dataclass
-class _Batch:
-    """Rows that decode together: what each saw last, its mask and the cache."""
-
-    rows: list[_Row]
-    token_R: Tensor
-    mask_RS: Tensor
-    cache: Any
+    can_compile = ride is None or ride.compilable is not None
+    step = None
+    if compile_steps and can_compile and takes_static_caches(model):
+        step = compiled_step(model)
+    return _Decoder(model, prompts, boardings, limits, entries, ride, step).run(tell)
 
 
 class _Decoder:
@@ -162,9 +114,16 @@ class _Decoder:
         limits: Limits,
         entries: Entries | None,
         ride: Ride | None,
+        compiled: Call | None,
     ) -> None:
         self._model, self._prompts, self._boardings = model, prompts, boardings
         self._limits, self._entries, self._ride = limits, entries, ride
+        self._compiled = compiled
+        self._largest_bucket = 0
+        self._hooks = ExitStack()  # holds the ride while steps run
+        self._is_aboard = False
+        self._steps = 0
+        self._tell: Tell | None = None
         self._ends = end_tokens(model)
         self._accepted = inspect.signature(model.forward).parameters
         self._answers = [[Answer() for _ in prompts] for _ in boardings]
@@ -177,45 +136,62 @@ class _Decoder:
                 answers[n].is_cut = True
 
     def run(self, tell: Tell | None = None) -> list[list[Answer]]:
-        batch: _Batch | None = None
-        steps = 0
-        while batch is not None or self._waiting:
-            # A prompt's own pass may end its answer, and the context with it.
-            batch = self._without_done(self._take_in(batch))
-            if batch is not None:
-                self._step(batch)
-                batch = self._without_done(batch)
-            steps += 1
-            if tell is not None:
-                tell(f"answering, step {steps}", self._done / self._asked)
+        self._tell = tell
+        batch: Batch | None = None
+        compiled = self._compiled
+        with self._hooks:
+            while batch is not None or self._waiting:
+                waited = len(self._waiting)
+                # A prompt's own pass may end its answer, and the context with it.
+                batch = self._without_done(self._take_in(batch))
+                if batch is None:
+                    self._say()
+                elif compiled is None or not can_be_static(batch.cache, self._model.config):
+                    batch = self._step(batch)
+                elif len(self._waiting) == waited:  # else more prompts may find room
+                    batch = self._run_static(batch, compiled)
         return self._answers
+
+    def _say(self) -> None:
+        """Tells how far the answers are."""
+        self._steps += 1
+        if self._tell is not None:
+            self._tell(f"answering, step {self._steps}", self._done / self._asked)
 
     def _room(self, prompt: Prompt) -> int:
         room, context = self._limits.max_new_tokens, self._limits.context_length
         return room if context is None else min(room, context - len(prompt.ids) + 1)
 
     @property
-    def _has_clean_rows_apart(self) -> bool:
-        """Whether prompts have clean rows that no boarding stands for."""
-        return self._entries is not None and all(b.rider.session for b in self._boardings)
+    def _rows_per_prompt(self) -> int:
+        """Rows that a prompt takes: one of each boarding, and a clean one that is none's."""
+        has_one_apart = self._entries is not None and all(b.rider.session for b in self._boardings)
+        return len(self._boardings) + has_one_apart
 
     # Waves of new rows.
 
-    def _take_in(self, batch: _Batch | None) -> _Batch:
+    def _take_in(self, batch: Batch | None) -> Batch:
         """Returns the batch with as many new prompts as there is room for, if any wait."""
-        limits, each = self._limits, len(self._boardings) + self._has_clean_rows_apart
-        held = 0 if batch is None else len(batch.rows)
-        free = max(0, limits.rows - held) // each
-        wave = 1 if limits.is_by_prompt else max(1, min(free, limits.prompt_rows // each))
+        limits, held = self._limits, 0 if batch is None else len(batch.rows)
+        free, most = self._free(held), limits.prompt_rows // self._rows_per_prompt
+        wave = 1 if limits.is_by_prompt else max(1, min(free, most))
         if batch is None:
             return self._prefill(wave)
-        # A wave costs a pass over its prompts: not for a row or two.
-        is_worth_it = 4 * free * each >= limits.rows and not limits.is_by_prompt
-        if not self._waiting or not is_worth_it or not is_joinable(batch.cache):
+        if not self._has_place(held) or not is_joinable(batch.cache):
             return batch
         return self._joined(batch, self._prefill(wave))
 
-    def _prefill(self, count: int) -> _Batch:
+    def _free(self, held: int) -> int:
+        """Returns how many prompts there is room for beside so many rows."""
+        return max(0, self._limits.rows - held) // self._rows_per_prompt
+
+    def _has_place(self, held: int) -> bool:
+        """Tells whether prompts wait, and enough of them find room beside so many rows."""
+        # A wave costs a pass over its prompts: not for a row or two.
+        is_worth_it = 4 * self._free(held) * self._rows_per_prompt >= self._limits.rows
+        return bool(self._waiting) and is_worth_it and not self._limits.is_by_prompt
+
+    def _prefill(self, count: int) -> Batch:
         """Runs the next prompts, the clean rows alone as far as all share them."""
         wave = [self._waiting.pop() for _ in range(min(count, len(self._waiting)))]
         ids_BT, mask_BT = pad_left([self._prompts[n].ids for n in wave], self._model.device)
@@ -224,12 +200,12 @@ class _Decoder:
         else:
             logits_RV, cache = self._prefill_riders(self._ride, wave, ids_BT, mask_BT)
         rows = [
-            _Row(rider, n, self._answers[rider][n], self._room(self._prompts[n]))
+            Row(rider, n, self._answers[rider][n], self._room(self._prompts[n]))
             for rider in range(len(self._boardings))
             for n in wave
         ]
         mask_RT = mask_BT.repeat(len(self._boardings), 1)
-        batch = _Batch(rows, ids_BT[:, -1], mask_RT, cache)
+        batch = Batch(rows, ids_BT[:, -1], mask_RT, cache)
         self._append(batch, logits_RV)
         return batch
 
@@ -238,6 +214,7 @@ class _Decoder:
     ) -> tuple[Tensor, Any]:
         """Returns last logits [R, V] of all rows, rider by rider, and their cache."""
         B = len(wave)
+        self._leave_ride()  # its hooks must run after those by which a pass grows
         names = [self._prompts[n].name for n in wave]
         clean = [n for n, b in enumerate(self._boardings) if b.rider.session is None]
         noisy = [n for n, b in enumerate(self._boardings) if b.rider.session is not None]
@@ -279,20 +256,20 @@ class _Decoder:
             if held is not None and len(rows) != held:
                 select_layer_rows(layer, rows)
 
-    def _joined(self, batch: _Batch, new: _Batch) -> _Batch:
+    def _joined(self, batch: Batch, new: Batch) -> Batch:
         """Returns one batch of both, rider by rider."""
         columns = max(batch.mask_RS.shape[1], new.mask_RS.shape[1])
         join_rows(batch.cache, new.cache, columns)
         masks = [F.pad(b.mask_RS, (columns - b.mask_RS.shape[1], 0)) for b in (batch, new)]
         rows = batch.rows + new.rows
-        both = _Batch(rows, torch.cat([batch.token_R, new.token_R]), torch.cat(masks), batch.cache)
+        both = Batch(rows, torch.cat([batch.token_R, new.token_R]), torch.cat(masks), batch.cache)
         self._keep(both, sorted(range(len(rows)), key=lambda n: rows[n].rider))
         return both
 
     # Steps.
 
-    def _step(self, batch: _Batch) -> None:
-        """Runs the newest token of every row."""
+    def _step(self, batch: Batch) -> Batch | None:
+        """Runs the newest token of every row; returns the batch of those that are not done."""
         batch.mask_RS = F.pad(batch.mask_RS, (0, 1), value=1)
         ids_R1 = batch.token_R[:, None]
         if self._ride is None:
@@ -302,10 +279,25 @@ class _Decoder:
             for row in batch.rows:
                 counts[row.rider] += 1
             self._ride.spans = self._spans(list(enumerate(counts)))
-            self._ride.reader.names = tuple(self._prompts[row.prompt].name for row in batch.rows)
-            with self._ride:
-                logits_RV, batch.cache = self._forward(ids_R1, batch.mask_RS, batch.cache)
+            self._ride.reader.names = self._names(batch.rows)
+            self._board_ride(self._ride)
+            logits_RV, batch.cache = self._forward(ids_R1, batch.mask_RS, batch.cache)
         self._append(batch, logits_RV)
+        self._say()
+        return self._without_done(batch)
+
+    def _board_ride(self, ride: Ride) -> None:
+        """Opens the ride, for as long as nothing but steps runs: its hooks are on every module."""
+        if not self._is_aboard:
+            self._hooks.enter_context(ride)
+            self._is_aboard = True
+
+    def _leave_ride(self) -> None:
+        self._hooks.close()
+        self._is_aboard = False
+
+    def _names(self, rows: Sequence[Row]) -> tuple[str, ...]:
+        return tuple(self._prompts[row.prompt].name for row in rows)
 
     def _spans(self, counts: Sequence[tuple[int, int]]) -> list[Span]:
         """Returns the spans of riders that have so many rows each, one after the other."""
@@ -325,7 +317,7 @@ class _Decoder:
             )
         return output.logits[:, -1], output.past_key_values
 
-    def _append(self, batch: _Batch, logits_RV: Tensor) -> None:
+    def _append(self, batch: Batch, logits_RV: Tensor) -> None:
         """Takes the most likely token of each row."""
         batch.token_R, close_R = best_tokens(logits_RV)
         batch.token_R = batch.token_R.to(self._model.device)
@@ -341,9 +333,9 @@ class _Decoder:
             self._done += row.is_done
             row.answer.is_cut = row.is_done and token not in self._ends
 
-    def _without_done(self, batch: _Batch) -> _Batch | None:
+    def _without_done(self, batch: Batch) -> Batch | None:
         """Returns the batch without the rows that are done, when they are worth the copying."""
-        kept = [n for n, row in enumerate(batch.rows) if not row.is_done]
+        kept = open_rows(batch.rows)
         if not kept:
             return None
         done = len(batch.rows) - len(kept)
@@ -354,13 +346,85 @@ class _Decoder:
             self._keep(batch, kept)
         return batch
 
-    def _keep(self, batch: _Batch, kept: Sequence[int]) -> None:
+    def _keep(self, batch: Batch, kept: Sequence[int]) -> None:
+        self._select(batch, kept)
+        self._drop_empty_columns(batch)
+
+    def _select(self, batch: Batch, kept: Sequence[int]) -> None:
         kept_K = torch.tensor(kept, device=batch.token_R.device)
         select_rows(batch.cache, kept)
         batch.rows = [batch.rows[n] for n in kept]
         batch.token_R, batch.mask_RS = batch.token_R[kept_K], batch.mask_RS[kept_K]
+
+    def _drop_empty_columns(self, batch: Batch) -> None:
         empty = int((batch.mask_RS.cumsum(dim=1) == 0).sum(dim=1).min())
         if empty >= _EMPTY_COLUMNS and is_joinable(batch.cache):
             batch.mask_RS = batch.mask_RS[:, empty:]
             # The newest token is in the mask when its pass has put it into the cache.
             drop_columns(batch.cache, batch.mask_RS.shape[1])
+
+    # Steps in a batch of fixed size.
+
+    def _run_static(self, batch: Batch, compiled: Call) -> Batch | None:
+        """Runs steps in a batch of fixed size, until a smaller one holds all that are not done."""
+        rooms = [row.room for row in batch.rows if not row.is_done]
+        R, capacity = self._bucket(len(rooms)), capacity_of(batch.mask_RS.shape[1], max(rooms))
+        shape = None if self._ride is None else self._ride.shape
+        if not may_compile(self._model, (R, capacity, shape)):
+            return self._step(batch)
+        self._fill_up(batch, R)
+        rows, context = batch.rows, self._limits.context_length
+        cache = to_static(batch.cache, self._model.config, capacity)
+        steps = StaticSteps(self._model, compiled, cache, batch.mask_RS, capacity, context)
+        if self._ride is not None:
+            self._ride.reader.names = self._names(rows)
+            self._board_ride(self._ride)
+        seated = 0
+        while (open_ := len(open_rows(rows))) and not self._is_to_shrink(open_, R):
+            if open_ != seated and self._ride is not None:
+                self._ride.spans = self._open_spans(rows)
+            seated = open_
+            self._append(batch, steps(batch.token_R))
+            self._say()
+        if not open_:
+            return None
+        batch.cache, batch.mask_RS = to_dynamic(cache, steps.columns), steps.mask_RS
+        self._keep(batch, open_rows(rows))  # now: who may come in is told by the rows that are held
+        return batch
+
+    def _bucket(self, rows: int) -> int:
+        if rows > self._largest_bucket:
+            self._largest_bucket = largest_bucket(rows, self._limits.rows)
+        return bucket_of(rows, self._largest_bucket)
+
+    def _fill_up(self, batch: Batch, R: int) -> None:
+        """Makes R rows: those that are not done, and copies of the first of them, which are."""
+        kept = open_rows(batch.rows)
+        held = len(kept)
+        kept += [kept[0]] * (R - held)
+        if kept != list(range(len(batch.rows))):
+            self._keep(batch, kept)
+        batch.rows[held:] = [
+            replace(row, answer=Answer(), is_done=True) for row in batch.rows[held:]
+        ]
+
+    def _is_to_shrink(self, open_: int, R: int) -> bool:
+        """Tells whether so few of R rows are open that a batch of another size is better."""
+        is_smaller = bucket_of(open_, self._largest_bucket) < R or self._has_place(open_)
+        return 2 * open_ <= R and is_smaller
+
+    def _open_spans(self, rows: Sequence[Row]) -> list[Span]:
+        """Returns each rider's span, from its first to its last row that is not done.
+
+        Rows that are done between these go on as theirs: a span for every piece would cost more.
+        """
+        held: dict[int, list[int]] = {}
+        for n in open_rows(rows):
+            held.setdefault(rows[n].rider, []).append(n)
+        spans, end = [], 0
+        for number, own in held.items():
+            rider = self._boardings[number].rider
+            spans += [Span(None, 0, end, own[0])] if end < own[0] else []
+            end = own[-1] + 1
+            spans.append(Span(rider.session, rider.draw, own[0], end))
+        return spans + ([Span(None, 0, end, len(rows))] if end < len(rows) else [])

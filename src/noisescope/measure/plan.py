@@ -28,6 +28,8 @@ class Plan:
         memory_gib: Memory that measuring may take beside the model; None: half of what is free.
         generates: Whether noisy answers are generated too, where the task has a score; else all is
             told by the scores along the clean answers.
+        compile_steps: Whether answers are decoded by a compiled model, where it and the noise allow
+            that.
     """
 
     conditions: tuple[Condition, ...]
@@ -36,6 +38,7 @@ class Plan:
     batch_size: int | None = None
     memory_gib: float | None = None
     generates: bool = True
+    compile_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.draws < 1:

@@ -14,9 +14,10 @@ import torch
 from noisescope.errors import InputError, NoisescopeWarning
 from noisescope.inject import RideError, Session
 from noisescope.inject.weights import DisturbedWeights
+from noisescope.measure.answers import Answer, Boarding, Limits, Prompt
 from noisescope.measure.attest import check_arrived
 from noisescope.measure.conditions import Condition
-from noisescope.measure.generate import Answer, Boarding, Limits, Prompt, Tell, decode
+from noisescope.measure.generate import Tell, decode
 from noisescope.measure.memory import (
     GIB,
     WEIGHTS_SHARE,
@@ -302,7 +303,15 @@ class Worker:
             ]
             entries = self._apart.prompt_entries if len(group) > 1 and self._is_shared else None
             tell = self._telling(share * (before + len(found)), share * len(group))
-            made = decode(self._loaded.model, prompts, boardings, limits, entries, tell)
+            made = decode(
+                self._loaded.model,
+                prompts,
+                boardings,
+                limits,
+                entries,
+                tell,
+                self._plan.compile_steps,
+            )
             found |= dict(zip(group, made, strict=True))
         return [found[n] for n in range(len(everyone))]
 

@@ -13,7 +13,15 @@ from torch import nn
 from noisescope.errors import SelectionError, near_names
 from noisescope.models.layouts import FAMILIES, LAYOUTS, REGISTERED, Family, register_family
 
-__all__ = ["FAMILIES", "Family", "Region", "Regions", "find_regions", "register_family", "uncompiled"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Region",
+    "Regions",
+    "find_regions",
+    "register_family",
+    "uncompiled",
+]
 
 
 @dataclass(frozen=True)

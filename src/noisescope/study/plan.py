@@ -42,6 +42,7 @@ class Layout:
         memory_gib: Memory that measuring may take beside the model; None: the worker's choice.
         draws_per_unit: Draws that are measured, and kept, together; None: all.
         conditions_per_unit: Conditions likewise; None: all that came together.
+        compile_steps: Whether answers are decoded by a compiled model.
     """
 
     samples_per_unit: int
@@ -49,6 +50,7 @@ class Layout:
     memory_gib: float | None = None
     draws_per_unit: int | None = None
     conditions_per_unit: int | None = None
+    compile_steps: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("samples_per_unit", "rows_per_batch", "draws_per_unit", "conditions_per_unit")

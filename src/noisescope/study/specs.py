@@ -36,6 +36,7 @@ def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, 
         "generates": plan.generates,
         "rows_per_batch": plan.layout.rows_per_batch,
         "memory_gib": plan.layout.memory_gib,
+        "compile_steps": plan.layout.compile_steps,
         "fingerprints": {**plan.fingerprints, "prompts": _prompts_fingerprint(plan.samples)},
         "scoring": plan.settings.get("scoring"),
     }
@@ -91,6 +92,7 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
         spec["rows_per_batch"],
         spec["memory_gib"],
         generates=spec["generates"],
+        compile_steps=spec["compile_steps"],
     )
     return Worker(loaded, task, plan, spec)
 

@@ -8,7 +8,8 @@ from helpers.small_models import FAMILIES, small_model
 
 from noisescope.inject import Session
 from noisescope.measure import generate
-from noisescope.measure.generate import Boarding, Limits, Prompt, decode
+from noisescope.measure.answers import Boarding, Limits, Prompt
+from noisescope.measure.generate import decode
 from noisescope.measure.sharing import Rider
 from noisescope.measure.steps import best_tokens
 from noisescope.measure.taken_apart import TakenApart

@@ -18,7 +18,8 @@ from helpers.small_models import small_model
 
 from noisescope.inject import Ride, RideError, Session, Span
 from noisescope.inject.weights import DisturbedWeights
-from noisescope.measure.generate import Boarding, Limits, Prompt, decode
+from noisescope.measure.answers import Boarding, Limits, Prompt
+from noisescope.measure.generate import decode
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart
 from noisescope.noise import RelativeGaussian, RoundModules, RoundTo

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import transformers
 from injection import SETTINGS, Setting, Workload, now, relative_l2, take_turns, twin
-from noise_kernel import cpu_name
+from noise_kernel import check, cpu_name
 from torch import Tensor
 from torch._dynamo.utils import calculate_time_spent, counters
 from transformers import PreTrainedModel, StaticCache
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--in-graph", action="store_true", help="both ways to compute the noise")
     parser.add_argument("--smoke", action="store_true", help="tiny; of the shape of cuda's runs")
     arguments = parser.parse_args()
+    check(parser, arguments)
     torch.set_num_threads(arguments.threads)
     setting = setting_of("smoke" if arguments.smoke else arguments.device)
     model = setting.make_model(arguments.device)

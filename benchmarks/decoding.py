@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from noise_kernel import cpu_name
+from noise_kernel import check, cpu_name
 
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.inject import Session, make_selection
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="compiled steps, beside the others")
     arguments = parser.parse_args()
+    check(parser, arguments)
     torch.set_num_threads(arguments.threads)
     print(
         f"{cpu_name()}, {arguments.threads} thread(s), Python {platform.python_version()}, torch "

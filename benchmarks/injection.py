@@ -21,12 +21,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import other_tools
 import torch
 import torch.nn.functional as F
 import transformers
-from noise_kernel import cpu_name
+from noise_kernel import check, cpu_name
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -151,7 +152,10 @@ def main() -> None:
     parser.add_argument("--others", metavar="DIR", help="where the other tools are installed")
     parser.add_argument("--smoke", action="store_true", help="tiny; of the shape of cuda's runs")
     arguments = parser.parse_args()
+    check(parser, arguments)
     if arguments.others:
+        if not Path(arguments.others).is_dir():
+            parser.error(f"--others {arguments.others}: no such folder; see requirements.txt")
         sys.path.append(arguments.others)
     torch.set_num_threads(arguments.threads)
     setting = SETTINGS["smoke" if arguments.smoke else arguments.device]

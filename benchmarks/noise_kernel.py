@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--smoke", action="store_true", help="cuda's table, tiny, on any machine")
     arguments = parser.parse_args()
+    check(parser, arguments)
     torch.set_num_threads(arguments.threads)
     if arguments.smoke or arguments.device == "cuda":
         show_bandwidth(arguments)
@@ -266,6 +267,18 @@ def share(copy_s: list[float], own_s: list[float]) -> str:
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends with one line and exit status 2 where an option cannot be met."""
+    for name in ("threads", "turns", "pairs", "samples"):
+        value = getattr(arguments, name, None)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value}: at least 1 is needed")
+    if getattr(arguments, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.error(
+            "--device cuda: torch sees no GPU here; leave the option out, or run it on one"
+        )
 
 
 def cpu_name() -> str:

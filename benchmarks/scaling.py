@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers
-from noise_kernel import cpu_name
+from noise_kernel import check, cpu_name
 from scaling_paper import show_paper
 from scipy.stats import linregress
 from torch.profiler import ProfilerActivity
@@ -98,13 +98,16 @@ MEMORY = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--figure", type=Path, help="where to draw the figure, .svg or .png")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one turn, in seconds")
     parser.add_argument("--paper", action="store_true", help="arithmetic on large models instead")
     arguments = parser.parse_args()
+    check(parser, arguments)
+    if arguments.figure and not arguments.figure.absolute().parent.is_dir():
+        parser.error(f"--figure {arguments.figure}: no such folder; make it first")
     if arguments.paper:
         show_paper()
         return

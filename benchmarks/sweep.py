@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from noise_kernel import cpu_name
+from noise_kernel import check, cpu_name
 from torch._dynamo.utils import calculate_time_spent, counters
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the steps of decoding")
     parser.add_argument("--smoke", action="store_true", help="tiny, for the way of it")
     arguments = parser.parse_args()
+    check(parser, arguments)
     torch.set_num_threads(arguments.threads)
     setting = SETTINGS["smoke" if arguments.smoke else "full"]
     clock = Clock(arguments.device)

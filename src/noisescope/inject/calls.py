@@ -99,10 +99,19 @@ def write(target: Tensor, result: Tensor) -> Tensor:
 
 def may_share_memory(output: Any, arguments: Arguments) -> bool:
     """Tells whether writing into an output could change an argument, or an element twice."""
-    if not isinstance(output, Tensor) or 0 in output.stride():
-        return isinstance(output, Tensor)
+    if not isinstance(output, Tensor):
+        return False
+    if not _has_one_memory(output) or 0 in output.stride():
+        return True
     held = output.untyped_storage().data_ptr()
-    return any(t.untyped_storage().data_ptr() == held for t in _tensors(arguments))
+    return any(
+        _has_one_memory(t) and t.untyped_storage().data_ptr() == held for t in _tensors(arguments)
+    )
+
+
+def _has_one_memory(x: Tensor) -> bool:
+    """Tells whether a storage of its own holds all values: not so where they are sparse."""
+    return x.layout is torch.strided and not x._is_zerotensor()
 
 
 def _tensors(value: Any) -> list[Tensor]:

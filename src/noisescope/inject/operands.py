@@ -55,7 +55,7 @@ _FACTORS: dict[Any, _Places] = {
     )
     for function in functions
 }
-_PLAIN = ("matmul", "mm", "bmm", "mv")
+_PLAIN = frozenset({"matmul", "__matmul__", "mm", "bmm", "mv"})
 _SECOND_NAMES = ("other", "mat2", "tensor2", "vec", "mat_b", "weight")
 
 
@@ -160,7 +160,7 @@ def find_inputs(
     packet = function.overloadpacket if isinstance(function, OpOverload) else function
     places = _FACTORS.get(packet)
     name = getattr(packet, "__name__", "")
-    if places is None and (name.strip("_") in _PLAIN or "grouped_mm" in name or name == "context"):
+    if places is None and (name in _PLAIN or "grouped_mm" in name or name == "context"):
         places = ((0, 1), ("input", ""))
     if places is None:
         return ()

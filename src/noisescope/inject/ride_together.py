@@ -79,8 +79,8 @@ class Together:
         key = (piece.begin, piece.end, per_row, device, *(mark.span for mark in marks))
         if key not in self._tables:
             batch = piece.end - piece.begin
-            words_2B = torch.zeros(2, batch, dtype=torch.int64)
-            scale_B = torch.zeros(batch)
+            words_2B = torch.zeros(2, batch, dtype=torch.int64, device="cpu")
+            scale_B = torch.zeros(batch, dtype=torch.float32, device="cpu")
             for mark in marks:
                 begin, end = mark.span.begin - piece.begin, mark.span.end - piece.begin
                 words_2B[0, begin:end] = mark.session.seed

@@ -196,7 +196,9 @@ class Session:
         if not self._tracker.passes:
             warnings.warn(
                 "noise was set up but the model never ran in the session: nothing was perturbed. "
-                "Call the model inside the 'with' block.",
+                "Call the model inside the 'with' block; what torch.compile, torch.export or "
+                "torch.jit made of it before does not count (torch.compiler.reset() drops the "
+                "first).",
                 NoisescopeWarning,
                 stacklevel=3,
             )
@@ -244,7 +246,7 @@ class Session:
         """All that a graph depends on: what is perturbed and where, no seed, draw or scale."""
         error_model: object = self.error_model
         if isinstance(error_model, (RelativeGaussian, AbsoluteGaussian)):
-            error_model = (type(error_model), error_model.is_null)
+            error_model = (type(error_model), error_model.is_null, error_model.rounding)
         return self.selection, error_model
 
     @property

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from noisescope.errors import InputError
 from noisescope.inject.dose import SiteRecord
-from noisescope.inject.frames import run_as_is, set_compiler
+from noisescope.inject.frames import CAN_COMPILE, run_as_is, set_compiler
 from noisescope.inject.operators import module_operator
 from noisescope.inject.rows import Rows
 from noisescope.inject.sites import FIRST_PARAMETER
@@ -28,8 +27,8 @@ from noisescope.inject.tokens import TokenReader
 from noisescope.models import Regions
 
 _REMEMBERED_PASSES = 4096
-# Of the trackers that are attached to a model: what tells them apart in a graph.
-_numbers: "WeakKeyDictionary[nn.Module, set[int]]" = WeakKeyDictionary()
+# Of the trackers that are attached: what tells them apart in a graph.
+_numbers: set[int] = set()
 
 
 # Calls of each operator in each module, counted within one pass of a region.
@@ -111,7 +110,8 @@ class Tracker:
         self.rows: Rows | None = None
         self._number = 0
         self._is_attached = False
-        self._is_compiled = False
+        self._compiled_root: nn.Module | None = None
+        self._has_compiled = False
         self._running: list[nn.Module] = []  # roots, outermost first
         self._calls: dict[str, Calls] = {}
         self._first_inside: dict[str, str] = {}
@@ -130,10 +130,9 @@ class Tracker:
         # A copy of the model made meanwhile keeps the hooks: they must then do nothing.
         stack.callback(setattr, self, "_is_attached", False)
         self._is_attached = True
-        taken = _numbers.setdefault(model, set())
-        self._number = next(n for n in itertools.count() if n not in taken)
-        taken.add(self._number)
-        stack.callback(taken.discard, self._number)
+        self._number = next(n for n in itertools.count() if n not in _numbers)
+        _numbers.add(self._number)
+        stack.callback(_numbers.discard, self._number)
         for root in _roots(model, regions):
             _hook(root, *self._root_hooks(), stack)
         for region in regions.all:
@@ -144,7 +143,7 @@ class Tracker:
     def _attach_region(self, region: str, holder: str, root: nn.Module, stack: ExitStack) -> None:
         entries = {id(module) for module in entry_modules(root)}
         for name, module in root.named_modules():
-            full = ".".join(p for p in (holder, name) if p)
+            full = ".".join(p for p in (holder, name) if p).replace("._orig_mod", "")
             before, after = self._hooks(region, full, module, id(module) in entries)
             _hook(module, before, after, stack)
 
@@ -210,7 +209,14 @@ class Tracker:
                 return compiled.stay_outside(number)
             compiler = set_compiler(None)
             try:
-                self._enter_root(module, args, kwargs, is_compiled=compiler is not None)
+                # The whole module is compiled, or its forward alone.
+                is_compiled = compiler is not None or _is_compiled(module.forward)
+                if is_compiled and not CAN_COMPILE:
+                    raise InputError(
+                        f"a compiled model in a session: torch {torch.__version__} lacks what that "
+                        "needs; run it without torch.compile, or with torch 2.13."
+                    )
+                self._enter_root(module, args, kwargs, is_compiled)
             finally:
                 set_compiler(compiler)
 
@@ -247,14 +253,15 @@ class Tracker:
             with torch.no_grad():
                 self.rows = self.reader.read(module, args, kwargs)
         self._running.append(module)
-        if is_compiled and len(self._running) == 1:
+        if is_compiled and self._compiled_root is None:
             self._begin_compiled(module)
 
     def _leave_root(self, module: nn.Module, args: Any, output: Any) -> None:
         if module in self._running:
+            left = self._running[self._running.index(module) :]
             del self._running[self._running.index(module) :]
-            if self._is_compiled and not self._running:
-                self._end_compiled(is_whole=True)
+            if any(root is self._compiled_root for root in left):
+                self._end_compiled(is_whole=output is not None)
             self.reader.note_output(output)
 
     def _begin_compiled(self, model: nn.Module) -> None:
@@ -266,12 +273,12 @@ class Tracker:
                 "compiled: run it without torch.compile."
             )
         compiled.begin(self.listener.compilable, self._number, model, self.rows)
-        self._is_compiled = True
+        self._compiled_root, self._has_compiled = model, True
 
     def _end_compiled(self, is_whole: bool) -> None:
         from noisescope.inject import compiled
 
-        self._is_compiled = False
+        self._compiled_root = None
         compiled.end(self.listener.compilable, is_whole)
 
     def _begin_pass(self) -> None:
@@ -314,14 +321,18 @@ class Tracker:
         if self.places:
             self.places.clear()
             self.listener.leave_region()
-        if self._is_compiled:
+        if self._compiled_root is not None:
             self._end_compiled(is_whole=False)
         self._running.clear()
 
     def reset(self) -> None:
         """Forgets every place, after an interrupt that no hook saw."""
-        if self._is_compiled:
+        if self._compiled_root is not None:
             self._end_compiled(is_whole=False)
+        if self._has_compiled:
+            from noisescope.inject import compiled
+
+            compiled.forget_passes(self.listener.compilable.perturber)
         self.places.clear()
         self._running.clear()
         self._second_runs.clear()
@@ -351,6 +362,10 @@ def _rename(handle: RemovableHandle, hooks: dict[int, Any], marked: dict[int, An
     number = next(n for n in itertools.count(-1, -1) if n not in hooks)
     hooks[number], marked[number] = hooks.pop(handle.id), marked.pop(handle.id)
     handle.id = number
+
+
+def _is_compiled(function: Any) -> bool:
+    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 def _roots(model: nn.Module, regions: Regions) -> list[nn.Module]:

@@ -36,6 +36,7 @@ FORMATS = {
     torch.bfloat16: AS_BFLOAT16,
     torch.float16: AS_FLOAT16,
 }
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 # Tasks are cut by shape alone: the order of the tally's sums is then free of the number of threads.
 ELEMENTS_PER_TASK = 2**14
 # A forked child has none of its parent's OpenMP threads, and waits for them for ever.
@@ -44,8 +45,16 @@ _PROCESS = os.getpid()
 
 def has_kernel(y: torch.Tensor) -> bool:
     """Whether `perturb_gaussian` takes this tensor."""
-    on_gpu = y.device.type == "cuda" and _has_triton()
-    return y.dtype in FORMATS and (y.device.type == "cpu" or on_gpu)
+    return (
+        y.dtype in FORMATS
+        and (y.is_cpu or (y.is_cuda and _has_triton()))
+        # What else there is may have no address, or other values than those that lie there.
+        and type(y) in _PLAIN_TYPES
+        and y.layout is torch.strided
+        and not y.is_neg()
+        and not y._is_zerotensor()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(y)
+    )
 
 
 @cache
@@ -66,8 +75,8 @@ def perturb_gaussian(
     A row whose scale is 0 is taken as it is, bit by bit.
 
     Args:
-        y_RD: float32, bfloat16 or float16 tensor [R, D], on the CPU or a GPU.
-        at: Where the elements lie.
+        y_RD: float32, bfloat16 or float16 tensor [R, D] that `has_kernel` takes.
+        at: Where the elements lie, on y's device.
         scale: Standard deviation of the error, at least 0: of all rows, or float32 [R] by row.
         is_relative: Whether the scale is a share of each value.
         rounding: 'nearest' or 'stochastic'.
@@ -79,22 +88,29 @@ def perturb_gaussian(
         however many threads share the work, and whether in place or not.
 
     Raises:
-        ValueError: scale or out has another shape, dtype or layout.
+        ValueError: at, scale or out has another shape, dtype, layout or device, or out overlaps y.
     """
-    if y_RD.device.type == "cuda":
+    # The kernel does a row of one token in 2 us: what stands here is most of its time.
+    rows, channels = y_RD.shape
+    _check_address(at, rows, y_RD.device)
+    common_scale, scale_R = _checked_scale(scale, rows, y_RD.device)
+    if out is not None:
+        _check_output(y_RD, out)
+        # A gradient that needs the values from before then fails instead of being wrong.
+        torch.autograd.graph.increment_version(out)
+    if y_RD.is_cuda:
         from noisescope.noise.kernel_triton import perturb_gaussian_triton
 
         return perturb_gaussian_triton(y_RD, at, scale, is_relative, rounding, out)
-    # The kernel does a row of one token in 2 us: what stands here is most of its time.
-    rows, channels = y_RD.shape
-    noisy_RD = _output(y_RD, out)
-    scale, scale_R = _checked_scale(scale, rows)
+    noisy_RD = out
+    if noisy_RD is None:
+        noisy_RD = torch.empty_like(y_RD, memory_format=torch.contiguous_format)
     rows_per_task = max(1, ELEMENTS_PER_TASK // max(1, channels))
     task_count = -(-rows // rows_per_task)
     is_by_row = scale_R is not None
     is_one_tally = task_count == 1 and not is_by_row
     size = () if is_one_tally else (rows if is_by_row else task_count,)
-    tallies = torch.zeros(*size, len(TALLY_FIELDS), dtype=torch.float64)
+    tallies = torch.zeros(*size, len(TALLY_FIELDS), dtype=torch.float64, device="cpu")
     # Named, as the kernel gets their addresses: they must outlive it.
     y_RD, claims = y_RD.contiguous(), ctypes.c_int64(0)
     sample_R, position_R = at.sample_R.contiguous(), at.position_R.contiguous()
@@ -115,7 +131,7 @@ def perturb_gaussian(
         _address(seed_R),
         draw,
         _address(draw_R),
-        scale,
+        common_scale,
         _address(scale_R),
         is_relative,
         rounding == "stochastic",
@@ -128,28 +144,54 @@ def perturb_gaussian(
     return noisy_RD, tallies if is_by_row or is_one_tally else tallies.sum(dim=0)
 
 
-def _output(y_RD: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    """Returns where the noisy values go: a new tensor, or the one given."""
-    if out is None:
-        return torch.empty_like(y_RD, memory_format=torch.contiguous_format)
-    if out.shape != y_RD.shape or out.dtype != y_RD.dtype or not out.is_contiguous():
+def _check_address(at: Address, rows: int, device: torch.device) -> None:
+    if (
+        at.sample_R.shape[0] == rows
+        and at.sample_R.device == at.position_R.device == at.channel_R.device == device
+        and (not isinstance(at.seed, torch.Tensor) or at.seed.device == device)
+        and (not isinstance(at.draw, torch.Tensor) or at.draw.device == device)
+    ):
+        return
+    words = (at.sample_R, at.position_R, at.channel_R, at.seed, at.draw)
+    devices = {str(word.device) for word in words if isinstance(word, torch.Tensor)}
+    raise ValueError(
+        f"address of {len(at)} rows on {', '.join(sorted(devices))}; "
+        f"{rows} rows, all on {device}, are needed"
+    )
+
+
+def _check_output(y_RD: torch.Tensor, out: torch.Tensor) -> None:
+    if out is y_RD and out.is_contiguous():
+        return
+    is_alike = (out.shape, out.dtype, out.device) == (y_RD.shape, y_RD.dtype, y_RD.device)
+    if not is_alike or not out.is_contiguous():
         raise ValueError(
-            f"out: {out.dtype} {list(out.shape)} of strides {out.stride()}; contiguous "
-            f"{y_RD.dtype} {list(y_RD.shape)} is needed"
+            f"out: {out.dtype} {list(out.shape)} of strides {out.stride()} on {out.device}; "
+            f"contiguous {y_RD.dtype} {list(y_RD.shape)} on {y_RD.device} is needed"
         )
-    # A gradient that needs the values from before then fails instead of being wrong.
-    torch.autograd.graph.increment_version(out)
-    return out
+    is_y = out.data_ptr() == y_RD.data_ptr() and y_RD.is_contiguous()
+    if not is_y and out.data_ptr() < _end(y_RD) and y_RD.data_ptr() < _end(out):
+        raise ValueError("out overlaps y; y itself, or memory apart from it, is needed")
 
 
-def _checked_scale(scale: float | torch.Tensor, rows: int) -> tuple[float, torch.Tensor | None]:
+def _end(x: torch.Tensor) -> int:
+    """Returns the address after a tensor's last element."""
+    if not x.numel():
+        return x.data_ptr()
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr() + (last + 1) * x.element_size()
+
+
+def _checked_scale(
+    scale: float | torch.Tensor, rows: int, device: torch.device
+) -> tuple[float, torch.Tensor | None]:
     """Returns the common scale, and the scales by row where they are given so."""
     if not isinstance(scale, torch.Tensor):
         return float(scale), None
-    if scale.dtype != torch.float32 or scale.shape != (rows,):
+    if scale.dtype != torch.float32 or scale.shape != (rows,) or scale.device != device:
         raise ValueError(
-            f"scale: {scale.dtype} {list(scale.shape)}; a number, or torch.float32 [{rows}], "
-            "is needed"
+            f"scale: {scale.dtype} {list(scale.shape)} on {scale.device}; a number, or "
+            f"torch.float32 [{rows}] on {device}, is needed"
         )
     return 0.0, scale.contiguous()
 

@@ -147,7 +147,7 @@ def close_doses(one, other):
 @pytest.mark.usefixtures("noise_in_graphs")
 def test_noise_that_the_graph_computes_is_the_same(llama):
     for scale, seed in [(0.05, 0), (0.2, 7)]:
-        with inject(llama.model, RelativeGaussian(scale), seed=seed) as session:
+        with inject(llama.model, RelativeGaussian(scale), layers=[1], seed=seed) as session:
             for session.draw in (0, 3):
                 plain, compiled = run(llama.model, session), run(llama, session)
                 torch.testing.assert_close(plain[0], compiled[0])
@@ -163,6 +163,92 @@ def test_noise_that_the_graph_computes_is_the_same(llama):
 def test_noise_that_the_graph_computes_for_conditions_that_change_places(llama):
     ride_with_changing_places(llama, RelativeGaussian(0.3))
     assert llama.graphs == 1
+
+
+@pytest.mark.usefixtures("noise_in_graphs")
+def test_nested_sessions_of_one_shape_read_tables_of_their_own(llama):
+    made = []
+    for call in (llama.model, llama):
+        with (
+            inject(llama.model, RelativeGaussian(0.05), layers=[0], modules="*.mlp.*") as outer,
+            inject(llama.model, RelativeGaussian(0.1), 0, modules="*.mlp.*", seed=1) as inner,
+        ):
+            made.append((run(call, outer)[0], outer.counts, inner.counts))
+    torch.testing.assert_close(made[0][0], made[1][0])
+    assert made[0][1:] == made[1][1:]
+
+
+@pytest.mark.usefixtures("noise_in_graphs")
+def test_another_rounding_is_another_graph():
+    compiled = Compiled(small_model("llama").bfloat16())
+    for rounding in ("nearest", "stochastic"):
+        error = RelativeGaussian(0.001, rounding)
+        with inject(compiled.model, error, layers=[0], operators="linear") as session:
+            session.attest = False
+            plain, made = run(compiled.model, session), run(compiled, session)
+        close_doses(plain[2], made[2])
+    assert compiled.graphs == 2
+
+
+@pytest.mark.usefixtures("noise_in_graphs")
+def test_float64_is_left_to_the_operator_which_keeps_it():
+    compiled = Compiled(small_model("llama").double())
+    with inject(compiled.model, RelativeGaussian(1e-9), layers=[0], operators="linear") as session:
+        assert_same_noise(compiled, session)
+
+
+def test_sessions_on_a_model_and_on_a_part_of_it():
+    """The part is called from outside the graph of the whole, and has one of its own."""
+    model = small_model("llama")
+    made = []
+    for call in (model, Compiled(model, fullgraph=False)):
+        with (
+            inject(model, RelativeGaussian(0.1), layers=["head"]) as outer,
+            inject(model.model, RelativeGaussian(0.1), seed=1, layers=[0]) as inner,
+        ):
+            made.append((run(call, outer)[0], outer.counts, inner.counts))
+    assert torch.equal(made[0][0], made[1][0])
+    assert made[0][1:] == made[1][1:]
+
+
+@pytest.mark.parametrize("how", ["module", "forward", "in place"])
+def test_a_part_that_was_compiled_and_run_before_gets_its_noise_too(how):
+    torch.compiler.reset()
+    model = small_model("llama")
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session:
+        plain = run(model, session)
+    if how == "module":
+        model.model = torch.compile(model.model, backend="eager")
+    elif how == "forward":
+        model.model.forward = torch.compile(model.model.forward, backend="eager")
+    else:
+        model.model.compile(backend="eager")
+    with torch.no_grad():
+        model(input_ids=IDS)
+    with inject(model, RelativeGaussian(0.1), operators="linear") as session:
+        compiled = run(model, session)
+    assert torch.equal(plain[0], compiled[0])
+    assert plain[1:] == compiled[1:]
+
+
+def test_a_second_thread_with_a_compiled_model_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(STATE, "running", [object()])
+    monkeypatch.setattr(STATE, "thread", -1)
+    with inject(llama.model, RelativeGaussian(0.1)) as session, torch.no_grad():
+        session.attest = False
+        with pytest.raises(InputError, match="another thread"):
+            llama(input_ids=IDS)
+
+
+def test_a_backward_pass_behind_the_session_says_so():
+    model = small_model("llama")
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    with inject(model, RelativeGaussian(0.1), phases="backward", layers=[0]) as session:
+        session.attest = False
+        loss = compiled(input_ids=IDS, labels=IDS).loss
+    with pytest.raises(InputError, match=r"inside the 'with' block"):
+        loss.backward()
 
 
 def test_rounded_weights_and_activations(llama):

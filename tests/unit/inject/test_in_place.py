@@ -1,12 +1,16 @@
 """Calls that write into a tensor of their own write the noisy values, and gradients stay right."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers.injection import DRAW, SEED, OneOperator, fired, named_rows, normals
 from torch import nn
 
-from noisescope.inject import inject
+from noisescope.inject import Span, inject
+from noisescope.inject.calls import may_share_memory
+from noisescope.inject.ride_together import Together
 from noisescope.noise import RelativeGaussian
 
 NAMES, T, D = ("a", "b"), 3, 4
@@ -82,3 +86,37 @@ def test_out_receives_the_error(function):
     assert result is out
     assert list(fired(session).values()) == [1]
     assert not torch.equal(out, clean)
+
+
+def test_a_product_with_a_sparse_matrix_gets_the_error():
+    sparse = torch.eye(6, dtype=torch.float64).to_sparse()
+    model = OneOperator(lambda x: torch.matmul(sparse, x.reshape(-1, D)))
+    with opened(model) as session, torch.no_grad():
+        result = model(example())
+    assert fired(session) == {"op:matmul:0": 1}
+    clean = example().reshape(-1, D)
+    torch.testing.assert_close(result, noisy(clean, "op:matmul:0"), rtol=1e-6, atol=1e-7)
+
+
+def test_memory_that_cannot_be_told_is_never_taken_for_an_output_of_its_own():
+    x, sparse = torch.ones(2, 2), torch.eye(2).to_sparse()
+    zeros = torch._efficientzerotensor((2, 2))
+    assert may_share_memory(sparse, ((x,), {}))
+    assert may_share_memory(zeros, ((x,), {}))
+    assert may_share_memory(x, ((sparse, x[0]), {}))
+    assert not may_share_memory(x, ((sparse, zeros, x.clone()), {}))
+
+
+def test_tables_of_a_ride_lie_with_its_output_whatever_the_defaults():
+    span = Span(None, 3, 0, 2)
+    session = SimpleNamespace(seed=7, error_model=RelativeGaussian(0.5))
+    mark, piece = SimpleNamespace(span=span, session=session), SimpleNamespace(begin=0, end=2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            tables = Together()._table(piece, [mark], 2, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(before)
+    assert [t.tolist() for t in tables] == [[7] * 4, [3] * 4, [0.5] * 4]
+    assert tables[2].dtype == torch.float32

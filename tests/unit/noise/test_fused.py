@@ -1,13 +1,16 @@
 """The fused CPU kernel against the reference, and the same bytes however the work is cut."""
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from noisescope.noise import (
     AbsoluteGaussian,
@@ -21,7 +24,7 @@ from noisescope.noise import (
     standard_normal,
     tally,
 )
-from noisescope.noise.fused import perturb_gaussian
+from noisescope.noise.fused import has_kernel, perturb_gaussian
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -307,14 +310,126 @@ def test_in_place_gives_the_same_bytes_and_tally(dtype, rounding):
     "out", [torch.zeros(5, 4), torch.zeros(4, 5).bfloat16(), torch.zeros(5, 4).t()]
 )
 def test_an_output_of_another_shape_dtype_or_layout_is_refused(out):
-    with pytest.raises(ValueError, match=r"out: .*contiguous torch.float32 \[4, 5\] is needed"):
+    with pytest.raises(ValueError, match=r"contiguous torch.float32 \[4, 5\] on cpu is needed"):
         perturb_gaussian(tensor(4, 5), some_address(4), 0.1, True, "nearest", out)
 
 
 @pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(4).double(), torch.ones(4, 1)])
 def test_scales_of_another_shape_or_dtype_are_refused(scale):
-    with pytest.raises(ValueError, match=r"a number, or torch.float32 \[4\], is needed"):
+    with pytest.raises(ValueError, match=r"or torch.float32 \[4\] on cpu, is needed"):
         perturb_gaussian(tensor(4, 5), some_address(4), scale, True, "nearest")
+
+
+def test_outputs_on_another_device_are_refused():
+    with pytest.raises(ValueError, match=r"on meta; contiguous .* on cpu is needed"):
+        perturb_gaussian(
+            tensor(4, 5), some_address(4), 0.1, True, "nearest", torch.zeros(4, 5, device="meta")
+        )
+
+
+def test_scales_on_another_device_are_refused():
+    scale_R = torch.ones(4, device="meta")
+    with pytest.raises(ValueError, match=r"on meta; a number, or torch.float32 \[4\] on cpu"):
+        perturb_gaussian(tensor(4, 5), some_address(4), scale_R, True, "nearest")
+
+
+@pytest.mark.parametrize("rows", [3, 5])
+def test_an_address_of_another_length_is_refused(rows):
+    with pytest.raises(ValueError, match=f"address of {rows} rows on cpu; 4 rows, all on cpu"):
+        perturb_gaussian(tensor(4, 5), some_address(rows), 0.1, True, "nearest")
+
+
+@pytest.mark.parametrize("part", ["sample_R", "position_R", "channel_R", "seed", "draw"])
+def test_an_address_on_another_device_is_refused(part):
+    at = conditions(4)[0]
+    at = replace(at, **{part: getattr(at, part).to("meta")})
+    with pytest.raises(ValueError, match="on cpu, meta; 4 rows, all on cpu"):
+        perturb_gaussian(tensor(4, 5), at, 0.1, True, "nearest")
+
+
+OVERLAPS = {
+    "a row on": lambda x: (x[:4], x[1:5]),
+    "a row back": lambda x: (x[1:5], x[:4]),
+    "inside a strided one": lambda x: (x.view(-1)[: 4 * 6].view(4, 6)[:, :5], x[1:5]),
+    "one row read four times": lambda x: (x[:1].expand(4, 5), x[:4]),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_an_output_that_overlaps_y_is_refused(case):
+    y, out = OVERLAPS[case](tensor(8, 5))
+    version = out._version
+    with pytest.raises(ValueError, match="overlaps y; y itself, or memory apart from it"):
+        perturb_gaussian(y, some_address(4), 0.1, True, "nearest", out)
+    assert out._version == version
+
+
+@pytest.mark.parametrize("begin", [0, 4])
+def test_an_output_may_be_a_view_of_y_or_lie_beside_it(begin):
+    x, at = tensor(8, 5), some_address(4)
+    expected, _ = perturb_gaussian(x[:4], at, 0.1, True, "nearest")
+    out = x[begin : begin + 4]
+    perturb_gaussian(x[:4], at, 0.1, True, "nearest", out)
+    assert torch.equal(out, expected)
+
+
+def test_on_a_gpu_the_same_is_checked_before_the_kernel(monkeypatch):
+    calls = []
+    stub = SimpleNamespace(perturb_gaussian_triton=lambda *args: calls.append(args))
+    monkeypatch.setitem(sys.modules, "noisescope.noise.kernel_triton", stub)
+    with FakeTensorMode():
+        y = torch.zeros(4, 5, device="cuda")
+        at = flat_address(1, 2, 3, 4, device="cuda")
+        bad = [
+            (flat_address(1, 2, 3, 4), 0.1, None),
+            (flat_address(1, 2, 3, 3, device="cuda"), 0.1, None),
+            (at, torch.ones(4), None),
+            (at, torch.ones(3, device="cuda"), None),
+            (at, 0.1, torch.zeros(4, 5)),
+            (at, 0.1, torch.zeros(5, 4, device="cuda").t()),
+        ]
+        for where, scale, out in bad:
+            with pytest.raises(ValueError, match="needed"):
+                perturb_gaussian(y, where, scale, True, "nearest", out)
+        assert calls == []
+        perturb_gaussian(y, at, 0.1, True, "nearest", y)
+    assert len(calls) == 1
+    assert y._version == 1
+
+
+def test_a_default_device_is_not_where_the_kernel_writes():
+    y, at = tensor(40, 500), some_address(40)
+    expected = perturb_gaussian(y, at, 0.1, True, "nearest")
+    with torch.device("meta"):
+        results = perturb_gaussian(y, at, 0.1, True, "nearest")
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+class Subclass(torch.Tensor):
+    """Any tensor that may keep its values elsewhere."""
+
+
+NO_KERNEL = {
+    "subclass": lambda y: y.as_subclass(Subclass),
+    "sparse": lambda y: y.to_sparse(),
+    "zeros without memory": lambda y: torch._efficientzerotensor(y.shape),
+    "negative bit": lambda y: torch._neg_view(y),
+    "meta": lambda y: y.to("meta"),
+    "float64": lambda y: y.double(),
+}
+
+
+@pytest.mark.parametrize("case", NO_KERNEL)
+def test_the_kernel_takes_no_tensor_without_plain_memory(case):
+    assert not has_kernel(NO_KERNEL[case](tensor(4, 5)))
+
+
+def test_the_kernel_takes_tensors_and_parameters_but_no_functorch_wrapper():
+    assert has_kernel(tensor(4, 5))
+    assert has_kernel(torch.nn.Parameter(tensor(4, 5)))
+    told = []
+    torch.func.vmap(lambda row: told.append(has_kernel(row)) or row)(tensor(4, 5))
+    assert told == [False]
 
 
 SIZES = {

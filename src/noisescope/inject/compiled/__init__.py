@@ -8,6 +8,7 @@ session.
 """
 
 from noisescope.inject.compiled.mode import begin, end
+from noisescope.inject.compiled.ops import forget_passes
 from noisescope.inject.compiled.trace import after, before, stay_outside
 
-__all__ = ["after", "before", "begin", "end", "stay_outside"]
+__all__ = ["after", "before", "begin", "end", "forget_passes", "stay_outside"]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch._dynamo import assume_constant_result
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import TracingContext
 
 from noisescope.errors import InputError
@@ -19,11 +20,6 @@ from noisescope.inject.operators import is_addmm, is_fused_attention, spelling_o
 from noisescope.inject.rows import HEADS_FIRST
 from noisescope.inject.sites import FIRST_PARAMETER, Site, SiteKey
 from noisescope.noise import RelativeGaussian
-
-# Number of the site, -1 where nothing falls on it; operator; index of the call; region; whether
-# rows lose their token; what error falls on.
-Call = tuple[int, str, int, str, bool, str]
-
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -55,6 +51,7 @@ def enter(
     if above is not None and above.region == region:
         calls = above.calls
     elif is_entry:
+        _check_frame(running, region)
         calls = running.calls.setdefault(region, {})
     else:
         return False
@@ -64,6 +61,17 @@ def enter(
     if operator:
         module.site = _see(running, module, operator)
     return True
+
+
+def _check_frame(running: Running, region: str) -> None:
+    """Raises InputError where calls of one region lie in two graphs: they could not be counted."""
+    code = InstructionTranslator.current_tx().output.root_tx.f_code
+    frame = f"{code.co_filename}:{code.co_name}"
+    if running.frames.setdefault(region, frame) != frame:
+        raise InputError(
+            f"layer {region} runs in two graphs of one pass, as the model breaks its graph between "
+            "two calls of it: run the model in the session without torch.compile."
+        )
 
 
 @_constant

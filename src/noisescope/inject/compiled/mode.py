@@ -1,5 +1,6 @@
 """The mode that stands for a session on the stack while its compiled model runs."""
 
+import threading
 from collections.abc import Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from noisescope.errors import InputError
 from noisescope.inject.compiled.ops import begin_pass, end_pass
 from noisescope.inject.compiled.state import STATE, Compilable, Running
 from noisescope.inject.compiled.tables import Tables
@@ -26,12 +28,14 @@ class CompiledMode(TorchFunctionMode):
     Attributes:
         keys: The sites that a graph perturbs, by number.
         seen: The others that it holds; whether inside fused attention that was left whole.
+        frames: The function of the model's in whose graph each region is.
         tables: By device, where graphs compute the noise themselves.
         depth: How many such modes lie below.
     """
 
     keys: list[SiteKey]
     seen: dict[SiteKey, bool]
+    frames: dict[str, str]
     tables: dict[torch.device, Tables]
 
     def __init__(self, depth: int) -> None:
@@ -53,22 +57,33 @@ _classes: "WeakKeyDictionary[nn.Module, dict[Hashable, type[CompiledMode]]]" = W
 
 def begin(session: Compilable, hooks: int, model: nn.Module, rows: Rows | None) -> None:
     """Called by the hook on the whole model, when what follows is compiled."""
+    if STATE.running and STATE.thread != threading.get_ident():
+        raise InputError(
+            "another thread runs a compiled model in a session: run one at a time, or without "
+            "torch.compile."
+        )
+    STATE.thread = threading.get_ident()
     shapes = _classes.setdefault(model, {})
-    computes = _computes(session, rows)
-    shape = (session.shape, torch.is_grad_enabled(), computes)
+    computes, depth = _computes(session, rows), len(STATE.running)
+    shape = (session.shape, torch.is_grad_enabled(), computes, depth)
     if shape not in shapes:
-        fresh: dict[str, Any] = {"keys": [], "seen": {}, "tables": {}}
+        fresh: dict[str, Any] = {"keys": [], "seen": {}, "tables": {}, "frames": {}}
         shapes[shape] = type("CompiledMode", (CompiledMode,), fresh)
     mode_class = shapes[shape]
-    mode = mode_class(len(STATE.running))
-    of = begin_pass(session.perturber, rows, mode_class.keys)
-    STATE.running.append(Running(session, hooks, mode, of, mode_class.keys, mode_class.seen))
-    STATE.handles.append(of.handle)
+    mode = mode_class(depth)
+    # Plain tensors, also where the model runs in inference mode: a graph takes them as inputs.
     with torch.inference_mode(False):
-        none_BT = torch.zeros(0, 0, dtype=torch.int64)
-        STATE.samples.append(none_BT if rows is None else rows.sample_BT.clone())
-        STATE.positions.append(none_BT if rows is None else rows.position_BT.clone())
-        STATE.tables.append(_tables(session, mode_class, rows) if computes else None)
+        tables = _tables(session, mode_class, rows) if computes else None
+        none_BT = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
+        sample_BT = none_BT if rows is None else rows.sample_BT.clone()
+        position_BT = none_BT if rows is None else rows.position_BT.clone()
+    of = begin_pass(session.perturber, rows, mode_class.keys)
+    made = Running(session, hooks, mode, of, mode_class.keys, mode_class.seen, mode_class.frames)
+    STATE.running.append(made)
+    STATE.handles.append(of.handle)
+    STATE.samples.append(sample_BT)
+    STATE.positions.append(position_BT)
+    STATE.tables.append(tables)
     mode.__enter__()  # type: ignore[no-untyped-call]
 
 

@@ -6,15 +6,14 @@ this registers the operators.
 """
 
 import itertools
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from noisescope.errors import InputError
 from noisescope.inject.operands import Input
 from noisescope.inject.rows import Layout, Rows
 from noisescope.inject.sites import SiteKey
@@ -64,13 +63,13 @@ class Pass:
     """One forward pass of a compiled model in one session.
 
     Attributes:
-        perturber: Returns what perturbs; None where its session is gone.
+        perturber: The session.
         rows: Which sample and position each row is.
         keys: The sites by their numbers.
         handle: int64 tensor without axes, by which a graph names this pass.
     """
 
-    perturber: Callable[[], Perturber | None]
+    perturber: Perturber
     rows: Rows | None
     keys: list[SiteKey]
     handle: Tensor
@@ -85,8 +84,8 @@ def begin_pass(perturber: Perturber, rows: Rows | None, keys: list[SiteKey]) -> 
     number = next(_numbers)
     # A plain tensor, also where the model runs in inference mode: a graph takes it as an input.
     with torch.inference_mode(False):
-        handle = torch.tensor(number)
-    _passes[number] = begun = Pass(weakref.ref(perturber), rows, keys, handle)
+        handle = torch.tensor(number, device="cpu")
+    _passes[number] = begun = Pass(perturber, rows, keys, handle)
     if len(_passes) > _REMEMBERED_PASSES:
         _passes.popitem(last=False)
     return begun
@@ -98,11 +97,10 @@ def end_pass(ended: Pass, may_have_gradients: bool) -> None:
         _passes.pop(int(ended.handle), None)
 
 
-def _perturber(of: Pass) -> Perturber:
-    perturber = of.perturber()
-    if perturber is None:
-        raise RuntimeError("a compiled model runs in a session that is gone")
-    return perturber
+def forget_passes(perturber: Perturber) -> None:
+    """Forgets every pass of a session that is closed."""
+    for number in [n for n, p in _passes.items() if p.perturber is perturber]:
+        del _passes[number]
 
 
 def _rows(of: Pass, is_mixed: bool) -> Rows | None:
@@ -115,7 +113,7 @@ def perturb(
 ) -> Tensor:
     """Returns an operator's output with error on it."""
     of = _passes[int(handle)]
-    return _perturber(of).perturb_at(of.keys[site], _rows(of, is_mixed), value, layout, dim)  # type: ignore[arg-type]
+    return of.perturber.perturb_at(of.keys[site], _rows(of, is_mixed), value, layout, dim)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("noisescope::with_noisy_gradient", mutates_args=(), tags=_UNSAFE)
@@ -144,10 +142,12 @@ def perturb_gradient(
 ) -> Tensor:
     """Returns a gradient with error on it."""
     of = _passes.get(int(handle))
-    perturber = None if of is None else of.perturber()
-    if of is None or perturber is None:  # nobody holds the session any more
-        return gradient.clone()
-    return perturber.perturb_gradient_at(
+    if of is None:
+        raise InputError(
+            "the backward pass of a compiled model ran when its session was closed: call "
+            "backward() inside the 'with' block."
+        )
+    return of.perturber.perturb_gradient_at(
         of.keys[site],
         _rows(of, is_mixed),
         gradient,
@@ -172,7 +172,7 @@ def disturb_input(
     """Returns a weight or an activation with error on it."""
     of = _passes[int(handle)]
     one = Input(number, role, axis, layout)  # type: ignore[arg-type]
-    return _perturber(of).disturb_input_at(
+    return of.perturber.disturb_input_at(
         of.keys[site], _rows(of, is_mixed), value, number, one, is_last
     )
 
@@ -196,7 +196,7 @@ def attend(
     keys = [of.keys[site] for site in sites]
     arguments = (query, key, value, mask, dropout, is_causal)
     options = {"scale": scale, "enable_gqa": enable_gqa}
-    output = _perturber(of).attend_at(keys, _rows(of, is_mixed), arguments, options)
+    output = of.perturber.attend_at(keys, _rows(of, is_mixed), arguments, options)
     return output.contiguous()
 
 

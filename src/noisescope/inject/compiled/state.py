@@ -76,6 +76,7 @@ class Running:
         of: The pass.
         keys: The sites that graphs of this shape of session perturb, by number.
         seen: The others that they hold; whether inside fused attention that was left whole.
+        frames: The function of the model's in whose graph each region is.
         stack: The modules that are being traced.
         calls: Of each region, how often each operator was called.
         context: What the compiler traces now.
@@ -87,6 +88,7 @@ class Running:
     of: Pass
     keys: list[SiteKey]
     seen: dict[SiteKey, bool]
+    frames: dict[str, str]
     stack: list[Module] = field(default_factory=list)
     calls: dict[str, dict[tuple[str, str], int]] = field(default_factory=dict)
     context: Any = None
@@ -103,6 +105,7 @@ class State:
 
     def __init__(self) -> None:
         self.running: list[Running] = []
+        self.thread = 0  # that they run in
         self.handles: list[Tensor] = []
         self.samples: list[Tensor] = []  # [B, T] of each pass; [0, 0] where no rows are known
         self.positions: list[Tensor] = []  # the same

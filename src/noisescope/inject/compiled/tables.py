@@ -54,7 +54,7 @@ class Tables:
         words_2B: int64, seed and draw of each row.
         scale_NB: float32, the scale of each row at each site; 0 leaves it as it is.
         member_BC: float64, 1 at the condition of each row.
-        aboard_C: float64, 1 where a condition has rows.
+        aboard_C: float64, how many spans of rows a condition has.
         tally_NCF: float64, the tally at each site for each condition, and how often it ran.
     """
 
@@ -73,7 +73,8 @@ class Tables:
         self, conditions: Sequence[Condition], spans: Sequence[RowsOf], batch: int, is_named: bool
     ) -> None:
         """Tells whose the rows of the coming pass are."""
-        if [owner() for owner in self._owners] != list(conditions):
+        is_other = [owner() for owner in self._owners] != list(conditions)
+        if is_other or is_named != self.is_named:
             self.flush()
             self._owners = [weakref.ref(condition) for condition in conditions]
         for condition in conditions:
@@ -120,16 +121,16 @@ class Tables:
 
     def _fill_rows(self, conditions: Sequence[Condition]) -> None:
         batch = self.words_2B.shape[1]
-        words_2B = torch.zeros(2, batch, dtype=torch.int64)
-        member_BC = torch.zeros(batch, self.count + 1, dtype=torch.float64)
-        aboard_C = torch.zeros(self.count + 1, dtype=torch.float64)
+        words_2B = torch.zeros(2, batch, dtype=torch.int64, device="cpu")
+        member_BC = torch.zeros(batch, self.count + 1, dtype=torch.float64, device="cpu")
+        aboard_C = torch.zeros(self.count + 1, dtype=torch.float64, device="cpu")
         member_BC[:, -1] = 1
         for of in self._spans:
             rows = slice(of.begin, of.end)
             words_2B[0, rows], words_2B[1, rows] = conditions[of.condition].seed, of.draw
             member_BC[rows] = 0
             member_BC[rows, of.condition] = 1
-            aboard_C[of.condition] = 1
+            aboard_C[of.condition] += 1
         known = len(self.keys)
         scales = [self._scales(number, conditions) for number in range(known)]
         self.words_2B.copy_(words_2B)
@@ -139,7 +140,7 @@ class Tables:
             self.scale_NB[:known].copy_(torch.stack(scales))
 
     def _scales(self, number: int, conditions: Sequence[Condition]) -> Tensor:
-        scale_B = torch.zeros(self.scale_NB.shape[1])
+        scale_B = torch.zeros(self.scale_NB.shape[1], device="cpu")
         site = Site(*self.keys[number])
         for of in self._spans:
             condition = conditions[of.condition]

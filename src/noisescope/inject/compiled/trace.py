@@ -16,6 +16,7 @@ from noisescope.inject.operands import find_inputs, value_of
 from noisescope.inject.operators import Spelling
 from noisescope.inject.rows import Layout, token_words
 from noisescope.noise.expression import perturb_expression
+from noisescope.noise.fused import FORMATS
 
 # Of the three steps of attention: where the last axis runs over keys.
 _ATTENTION_LAYOUTS: tuple[dict[Any, Layout], ...] = (
@@ -176,6 +177,9 @@ def _perturbed(
             output = output.expand(samples.shape[0], -1, -1)
     if layout == "channels" and not is_mixed and not torch.is_grad_enabled():
         recipe, tables = decide.computed(depth, site), STATE.tables[depth]
+        # What a table's device or float32 does not hold is left to the operator.
+        if output.dtype not in FORMATS or output.device != STATE.samples[depth].device:
+            recipe = None
         words = token_words(output, decide.is_heads_first(depth, site), *_tokens(depth))
         if recipe is not None and tables is not None and words is not None:
             return _computed(site, recipe, tables, output, words)

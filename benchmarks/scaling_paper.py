@@ -30,7 +30,7 @@ PREDICTION_DRAWS = 4
 COMPUTE_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
 WEIGHTS_OF_GPU = 0.75  # the rest is for cache, activations and logits
 # Of the machine at hand, one thread: SHA-256 of the weights, and a noisy site of a decoding step.
-HASH_BYTES_PER_S, SITE_S = 0.6 * GIB, 150e-6
+HASH_BYTES_PER_S, SITE_S = 0.6 * GIB, 50e-6
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def test_noise_that_the_graph_computes_for_conditions_that_change_places(llama):
     assert llama.graphs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_in_graphs")
 def test_nested_sessions_of_one_shape_read_tables_of_their_own(llama):
     made = []
@@ -178,6 +179,7 @@ def test_nested_sessions_of_one_shape_read_tables_of_their_own(llama):
     assert made[0][1:] == made[1][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_in_graphs")
 def test_another_rounding_is_another_graph():
     compiled = Compiled(small_model("llama").bfloat16())
@@ -190,6 +192,7 @@ def test_another_rounding_is_another_graph():
     assert compiled.graphs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("noise_in_graphs")
 def test_float64_is_left_to_the_operator_which_keeps_it():
     compiled = Compiled(small_model("llama").double())
@@ -197,6 +200,7 @@ def test_float64_is_left_to_the_operator_which_keeps_it():
         assert_same_noise(compiled, session)
 
 
+@pytest.mark.slow
 def test_sessions_on_a_model_and_on_a_part_of_it():
     """The part is called from outside the graph of the whole, and has one of its own."""
     model = small_model("llama")
@@ -211,7 +215,14 @@ def test_sessions_on_a_model_and_on_a_part_of_it():
     assert made[0][1:] == made[1][1:]
 
 
-@pytest.mark.parametrize("how", ["module", "forward", "in place"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "module",
+        pytest.param("forward", marks=pytest.mark.slow),
+        pytest.param("in place", marks=pytest.mark.slow),
+    ],
+)
 def test_a_part_that_was_compiled_and_run_before_gets_its_noise_too(how):
     torch.compiler.reset()
     model = small_model("llama")
@@ -240,6 +251,7 @@ def test_a_second_thread_with_a_compiled_model_is_refused(llama, monkeypatch):
             llama(input_ids=IDS)
 
 
+@pytest.mark.slow
 def test_a_backward_pass_behind_the_session_says_so():
     model = small_model("llama")
     torch.compiler.reset()
@@ -333,6 +345,7 @@ def test_the_compiled_model_may_be_given_in_place_of_the_model(llama):
         assert all(r.site.module.startswith("model.layers.") for r in session.records)
 
 
+@pytest.mark.slow
 def test_an_error_inside_leaves_the_model_as_it_was(llama):
     with torch.no_grad():
         clean = llama(input_ids=IDS).logits

@@ -115,6 +115,7 @@ def test_answers_are_those_of_a_growing_cache_while_rows_end_and_batches_shrink(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_prompts_that_wait_come_in_when_half_of_the_rows_are_done(steps, monkeypatch):
     model = with_ends(two_layers("llama"))
     options = {"prompts": texts((3, 14, 1, 8, 5)), "rows": 8, "prompt_rows": 4}
@@ -172,6 +173,7 @@ def test_doses_are_those_of_a_growing_cache_where_riders_end_as_a_whole(steps, m
             torch.testing.assert_close(one.tallies, two.tallies, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_are_done_count_for_nobody_at_the_ends_of_a_rider(steps, monkeypatch):
     model = with_ends(two_layers("llama"))
     seen, spans = [], generate.Ride.spans
@@ -217,6 +219,7 @@ def test_what_a_batch_of_fixed_size_does_not_serve_runs_as_before(family, error_
     assert not steps.batches
 
 
+@pytest.mark.slow
 def test_few_sizes_are_compiled_and_others_run_as_before(steps, monkeypatch):
     monkeypatch.setattr(static_decoding, "_MOST_GRAPHS", 1)
     model = with_ends(two_layers("llama"))
@@ -225,6 +228,7 @@ def test_few_sizes_are_compiled_and_others_run_as_before(steps, monkeypatch):
     assert steps.sizes == [(16, 64)] and steps.graphs == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
     def fail(graph, example_inputs):
         raise ValueError("no compiler here")

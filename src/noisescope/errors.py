@@ -15,6 +15,10 @@ class InputError(NoisescopeError, ValueError):
     """A file, directory, option or number that cannot be used as it is."""
 
 
+class MemoryShortError(InputError):
+    """Memory ran out even with one row at a time."""
+
+
 class SelectionError(NoisescopeError, ValueError):
     """A selection of layers, operators or modules that names nothing, or whose sites never ran."""
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from noisescope.measure import Unit, UnitResult
-from noisescope.study import make_worker
+from noisescope.study import InProcess, make_worker
 
 ELSEWHERE = """
 import json, sys
@@ -20,7 +20,7 @@ for unit in units:
 
 
 @dataclass
-class FromSpec:
+class FromSpec(InProcess):
     """Makes the worker again from JSON and carries units out in reverse, also through JSON."""
 
     spec: dict | None = None
@@ -28,12 +28,12 @@ class FromSpec:
     def run(self, worker, units):
         self.spec = json.loads(json.dumps(worker.spec))
         made = make_worker(self.spec)
-        for unit in reversed(units):
+        for unit in reversed(list(units)):
             result = made(Unit.from_json(json.loads(json.dumps(unit.as_json()))))
             yield UnitResult.from_json(json.loads(json.dumps(result.as_json())))
 
 
-class InAnotherProcess:
+class InAnotherProcess(InProcess):
     """Carries units out in a new process, in another working directory."""
 
     def run(self, worker, units):

@@ -81,6 +81,9 @@ class FakeWorker:
     def spec(self):
         return {"pause_s": self.pause_s}
 
+    def learn(self, result: UnitResult, first: list[str]) -> None:
+        pass
+
     def __call__(self, unit: Unit) -> UnitResult:
         self.units.append(unit)
         time.sleep(self.pause_s)

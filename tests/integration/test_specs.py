@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.commands import files_of, in_small_units, write_questions
+from helpers.commands import files_of, in_small_units, with_plain_figures, write_questions
 from helpers.executors import FromSpec, InAnotherProcess
 from helpers.model_dirs import CHAT_TEMPLATE, save_model
 from helpers.small_models import small_model
@@ -13,10 +13,10 @@ from helpers.small_models import small_model
 from noisescope import InputError, RelativeGaussian, diagnose_layers, load_model, load_task
 from noisescope.noise import AbsoluteGaussian
 from noisescope.report import write_report
-from noisescope.study import make_worker
+from noisescope.study import InProcess, make_worker
 
 
-class Recorder:
+class Recorder(InProcess):
     """Keeps the spec and measures as usual."""
 
     def run(self, worker, units):
@@ -67,6 +67,7 @@ def test_a_worker_made_from_the_spec_gives_the_same_files(
     source, tmp_path, monkeypatch, executor, search
 ):
     in_small_units(monkeypatch)
+    with_plain_figures(monkeypatch)
     if search:  # twenty samples are the least to be searched
         source["samples"] = 20
         write_questions(Path(source["data"]), 20)

@@ -29,8 +29,10 @@ from noisescope.study import (
     ENDING,
     Diagnosis,
     Executor,
+    InProcess,
     Layout,
     Margins,
+    Place,
     Study,
     StudyPlan,
     Told,
@@ -122,7 +124,9 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         )
     if options.extend and options.out is None:
         raise InputError("extend=True needs out: the directory of the study that is to grow")
-    asked = _study_plan(question, loaded, task, options, plan)
+    place = None if options.executor is None else options.executor.place(options.source, loaded)
+    place = place or Place(str(loaded.device), round(default_gib(loaded.model), 3))
+    asked = _study_plan(question, loaded, task, options, plan, place)
     out = None if options.out is None else Path(options.out)
     was_there = out is not None and out.exists()
     with open_study(out, asked, options.extend) as study:
@@ -136,7 +140,8 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
                 if study.directory is not None and not study.opening and not study.records:
                     discard(study.directory, with_directory=not was_there)
                 raise
-            study.finish()
+            if not study.failures:
+                study.finish()
         elif study.plan.has_steps and _lacks(study, question):
             told = _follow(study, question, loaded, task, options).told()
         weak = weak_dose_note(study.witnesses)
@@ -145,7 +150,13 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         if study.directory is not None:
             told = read_told(study.directory)
         return make_diagnosis(
-            study.plan, study.records, study.witnesses, study.notes, options.margins, told
+            study.plan,
+            study.records,
+            study.witnesses,
+            study.notes,
+            options.margins,
+            told,
+            study.failures,
         )
 
 
@@ -204,7 +215,8 @@ def _follow(
     )
     chosen = list(study.plan.chosen)
     worker.add(conditions_of(study.plan.conditions, chosen, question.error_model))
-    return Follow(study, worker, question, loaded, options.executor, progress)
+    executor = options.executor or InProcess()
+    return Follow(study, worker, question, loaded, executor, progress)
 
 
 def _within_limits(plan: StudyPlan, options: Options) -> StudyPlan:
@@ -258,10 +270,15 @@ def _regions(question: Question) -> tuple[str, ...]:
 
 
 def _study_plan(
-    question: Question, loaded: LoadedModel, task: Task, options: Options, plan: Plan
+    question: Question,
+    loaded: LoadedModel,
+    task: Task,
+    options: Options,
+    plan: Plan,
+    place: Place,
 ) -> StudyPlan:
     error: dict[str, Any] = asdict(question.error_model)  # type: ignore[call-overload]
-    dtype, device = str(loaded.dtype).removeprefix("torch."), str(loaded.device)
+    dtype, device = str(loaded.dtype).removeprefix("torch."), place.device
     max_new_tokens = task.max_new_tokens if task.is_generative else None
     operators = list(question.operators)
     own = {k: v for k, v in error.items() if k not in ("scale", "rounding")}
@@ -279,7 +296,7 @@ def _study_plan(
         layout=Layout(
             samples_per_unit(plan),
             options.batch_size,
-            options.memory_gib or round(default_gib(loaded.model), 3),
+            options.memory_gib or place.memory_gib,
             max(1, ROWS_PER_UNIT // min(_CONDITIONS_PER_UNIT, max(1, len(question.conditions)))),
             _CONDITIONS_PER_UNIT,
             options.compile_steps,

@@ -5,22 +5,22 @@ from there. A profile is kept beside the records; one that is lost is made anew,
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from noisescope.diagnose.outliers import outlier_channels
 from noisescope.diagnose.question import Question, Step
 from noisescope.diagnose.scene import Scene
 from noisescope.errors import InputError, NoisescopeWarning
-from noisescope.measure import Condition, Progress, Worker
+from noisescope.measure import Condition, PassResult, ProfilePass, Progress, Worker
 from noisescope.models import LoadedModel
 from noisescope.noise import ErrorModel
 from noisescope.profile import Profile
 from noisescope.study import Executor, Study, Told, conditions_json
-from noisescope.study.kept_channels import ModuleChannels
+from noisescope.study.channels import ModuleChannels
+from noisescope.study.kept_channels import channels_kept_or_made
 from noisescope.study.kept_profile import kept_or_made
 
 
@@ -33,7 +33,7 @@ class Follow:
         worker: Measures its units.
         question: What is asked.
         loaded: The model.
-        executor: Who carries out the units; None: this process.
+        executor: Who carries out the work.
         progress: Told what was done.
     """
 
@@ -41,7 +41,7 @@ class Follow:
     worker: Worker
     question: Question
     loaded: LoadedModel
-    executor: Executor | None
+    executor: Executor
     progress: Progress | None
 
     def run(self) -> Told:
@@ -69,7 +69,9 @@ class Follow:
         profile = self._profile()
         modules: tuple[ModuleChannels, ...] = ()
         if any(step.needs_outliers for step in self.question.steps):
-            modules = outlier_channels(self.study, self.worker, self.loaded)
+            modules = channels_kept_or_made(
+                self.study, lambda: self.executor.channels(self.worker)
+            )
         return Told(profile, modules)
 
     def _profile(self) -> Profile | None:
@@ -85,8 +87,17 @@ class Follow:
             warnings.warn(f"nothing is predicted: {error}", NoisescopeWarning, stacklevel=6)
             return None
         return kept_or_made(
-            self.study, lambda: self.worker.profile(profiled, question.profile_options)
+            self.study,
+            lambda: self.worker.profile(profiled, question.profile_options, self._backward),
         )
+
+    def _backward(self, passes: Sequence[ProfilePass]) -> Iterator[PassResult]:
+        """Has passes carried out, and tells how many are."""
+        done, total = self.study.progress
+        for number, result in enumerate(self.executor.backward(self.worker, passes), start=1):
+            if self.progress is not None:
+                self.progress("predicting", done + number / len(passes), total)
+            yield result
 
     def _carry_out(self, step: Step, name: str, scene: Scene) -> bool:
         """Has a step choose, unless it has, and measures; returns whether it chose anything."""

@@ -54,6 +54,11 @@ class SiteEffect:
         self.by_channel_ECD /= boost**2
         self.pull_EB /= boost
 
+    def cpu(self) -> "SiteEffect":
+        """Returns the same sums in the CPU's memory."""
+        moved = (self.by_sample_EB.cpu(), self.by_channel_ECD.cpu(), self.pull_EB.cpu())
+        return SiteEffect(*moved, self.rows)
+
     @property
     def nats_EB(self) -> Tensor:
         """KL, float64 [E, B]."""

@@ -8,8 +8,9 @@ from noisescope.measure.conditions import (
 )
 from noisescope.measure.generate import greedy_answers
 from noisescope.measure.metrics import TokenMetrics, token_metrics
+from noisescope.measure.passes import PassResult, ProfilePass, Texts
 from noisescope.measure.plan import LARGEST_SEED, Measurement, Plan, Progress
-from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
+from noisescope.measure.profiling import ProfileOptions, RunPasses, make_profile
 from noisescope.measure.run import make_units, measure, samples_per_unit
 from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.unit import Unit, UnitResult
@@ -21,10 +22,13 @@ __all__ = [
     "LARGEST_SEED",
     "Condition",
     "Measurement",
+    "PassResult",
     "Plan",
     "ProfileOptions",
+    "ProfilePass",
     "Progress",
     "Record",
+    "RunPasses",
     "Score",
     "Texts",
     "TokenMetrics",

@@ -15,15 +15,21 @@ from noisescope.records import CLEAN, Record
 _ADVICE = "use a larger scale, float32, or stochastic rounding"
 
 
-def check_arrived(condition: str, session: Session) -> None:
-    """Raises where a condition's noise has changed nothing so far.
+def check_arrived(condition: str, session: Session, witness: Witness | None = None) -> None:
+    """Raises where a condition's noise has changed nothing.
+
+    Args:
+        condition: Its name.
+        session: The condition's; it may have run nothing itself.
+        witness: What was seen elsewhere; None: what the session has seen.
 
     Raises:
         SelectionError: Something that its selection names never ran.
         DoseError: Noise was added, and rounding erased all of it.
     """
-    check_fired(session.selection, session.region_names, session.records)
-    dose = session.dose()
+    witness = witness or session.witness
+    check_fired(session.selection, session.region_names, witness.records)
+    dose = witness.dose()
     if dose.is_all_lost:
         raise DoseError(
             f"no noise arrived in {condition}: rounding erased all of it (relative L2 "

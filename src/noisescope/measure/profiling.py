@@ -3,39 +3,33 @@
 Every pass adds to sums; no activation outlives its pass. See `gradients` for one batch.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from noisescope.errors import InputError
 from noisescope.inject.effects import SiteEffect
 from noisescope.inject.operators import check_operators
 from noisescope.inject.sites import SiteKey
-from noisescope.inject.watch import Overwritten, Watch
-from noisescope.inject.weights import DisturbedWeights
-from noisescope.measure.gradients import Draws, Effects, backward_effects
-from noisescope.measure.memory import (
-    GIB,
-    WEIGHTS_SHARE,
-    is_out_of_memory,
-    rows_of_profiling,
-)
-from noisescope.measure.score import make_sequences
+from noisescope.measure.gradients import Effects
+from noisescope.measure.passes import Passes, PassResult, ProfilePass, Texts
 from noisescope.measure.seeds import ESTIMATORS, Estimator
 from noisescope.measure.taken_apart import TakenApart
 from noisescope.noise import ErrorModel
 from noisescope.profile import Array, Profile, SiteProfile
 
-_LOGITS_SHARE = 8
+# Enough for a good batch, and not too many to be shared among workers.
+SAMPLES_PER_PASS = 32
 _FEWEST_DRAWS = 3
 # Each holds a gradient of every scored token until it goes back.
 _MOST_AT_ONCE = 8
 
 Tell = Callable[[str, float], None]
+RunPasses = Callable[[Sequence[ProfilePass]], Iterable[PassResult]]
 
 
 @dataclass(frozen=True)
@@ -72,21 +66,6 @@ class ProfileOptions:
         check_operators(self.operators)
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What a profile runs over.
-
-    Attributes:
-        names: Names of the samples.
-        prompts: Token ids that are not scored, at least one each.
-        answers: Token ids that are scored.
-    """
-
-    names: tuple[str, ...]
-    prompts: tuple[Sequence[int], ...]
-    answers: tuple[Sequence[int], ...]
-
-
 def make_profile(
     apart: TakenApart,
     texts: Texts,
@@ -117,15 +96,66 @@ def make_profile(
 
     Source: KL(clean || noisy) = 1/2 sum_i m_i E[g_i^2] to second order; see `inject.effects`.
     """
+    passes = Passes(apart, gib, context_length, most_rows)
+    return profile_by(in_process(passes, tell), texts, error_models, seed=seed, options=options)
+
+
+def in_process(passes: Passes, tell: Tell | None = None) -> RunPasses:
+    """Returns what runs passes here, one after the other.
+
+    Args:
+        passes: Runs one.
+        tell: Told what runs, and the share that is done.
+    """
+
+    def run(asked: Sequence[ProfilePass]) -> Iterator[PassResult]:
+        for one in asked:
+            yield passes.run(one, telling(one, tell))
+
+    return run
+
+
+def telling(asked: ProfilePass, tell: Tell | None) -> Callable[[float], None] | None:
+    """Returns what is told the share of a pass that is done, and passes it on with its name."""
+    if tell is None:
+        return None
+    return functools.partial(tell, f"predicting, draws {asked.draws[0] + 1}-{asked.draws[-1] + 1}")
+
+
+def profile_by(
+    run: RunPasses,
+    texts: Texts,
+    error_models: Sequence[ErrorModel],
+    *,
+    seed: int = 0,
+    options: ProfileOptions | None = None,
+) -> Profile:
+    """Returns a profile of passes that somebody runs; see `make_profile`.
+
+    Args:
+        run: Runs passes and yields the result of each once, in any order.
+        texts: What they run over.
+        error_models: What would be added.
+        seed: First key word of the random numbers.
+        options: How far to go.
+
+    Raises:
+        InputError: As in `make_profile`.
+    """
     options = options or ProfileOptions()
-    passes = _Passes(apart, texts, error_models, seed, options, context_length, gib, most_rows)
     sums = _Sums(tuple(len(answer) for answer in texts.answers), len(error_models))
+    seen, boundaries = dict[SiteKey, None](), dict[SiteKey, None]()
     done, wanted = 0, options.label_draws or _FEWEST_DRAWS
     while True:
         while done < wanted:
-            some = range(done, min(wanted, done + _MOST_AT_ONCE))
-            passes.run(some, sums, tell)
-            done = some.stop
+            draws = range(done, min(wanted, done + _MOST_AT_ONCE))
+            asked = _passes(texts, draws, seed, tuple(error_models), options)
+            for places, result in _in_order(asked, run):
+                for part in result.parts:
+                    sums.add([places[n] for n in part.samples], draws, part.effects)
+                seen |= dict.fromkeys(result.seen)
+                boundaries |= dict.fromkeys(result.boundaries)
+            done = draws.stop
         if options.label_draws is not None:
             break
         error = sums.relative_error() / options.label_error
@@ -133,105 +163,69 @@ def make_profile(
             break
         wanted = min(options.most_draws, 2 * done, 1 + int(done * error**2))
     return Profile(
-        sites=sums.site_profiles(passes.seen),
-        without=tuple(_name(key) for key in passes.seen if not sums.has(key)),
+        sites=sums.site_profiles(seen),
+        without=tuple(_name(key) for key in seen if not sums.has(key)),
         samples=texts.names,
         tokens=tuple(len(answer) for answer in texts.answers),
         error_models=tuple(_error_json(error_model) for error_model in error_models),
         estimator=options.estimator,
         label_draws=done,
         seed=seed,
-        residuals=sums.site_profiles(passes.boundaries),
+        residuals=sums.site_profiles(boundaries),
     )
 
 
-class _Passes:
-    """Runs batches forward and backward, in smaller ones where memory is short."""
+def _passes(
+    texts: Texts,
+    draws: range,
+    seed: int,
+    error_models: tuple[ErrorModel, ...],
+    options: ProfileOptions,
+) -> list[tuple[ProfilePass, list[int]]]:
+    """Returns the passes of some draws over all samples, with the samples' places in the texts.
 
-    def __init__(
-        self,
-        apart: TakenApart,
-        texts: Texts,
-        error_models: Sequence[ErrorModel],
-        seed: int,
-        options: ProfileOptions,
-        context_length: int | None,
-        gib: float,
-        most_rows: int | None,
-    ) -> None:
-        self.apart, self.texts, self.error_models = apart, texts, tuple(error_models)
-        self.seed, self.options, self.context_length = seed, options, context_length
-        self.gib = gib
-        self.weights = DisturbedWeights(int(gib * GIB / WEIGHTS_SHARE))
-        longest = max(len(p) + len(a) for p, a in zip(texts.prompts, texts.answers, strict=True))
-        rows = rows_of_profiling(apart.model, longest, gib)
-        alone = apart.minds_length or apart.has_experts
-        self.rows = 1 if alone else min(rows, most_rows or rows)
-        self.copies = False
-        self.seen: dict[SiteKey, None] = {}  # in the order they first ran
-        self.boundaries: dict[SiteKey, None] = {}
-
-    def run(self, draws: range, sums: "_Sums", tell: Tell | None) -> None:
-        """Adds the effects of these draws over all samples."""
-        pairs = zip(self.texts.prompts, self.texts.answers, strict=True)
-        lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
-        order = sorted(range(len(lengths)), key=lambda n: lengths[n])
-        order = [n for n in order if len(self.texts.answers[n])]
-        begin = 0
-        while begin < len(order):
-            if tell is not None:
-                tell(f"predicting, draws {draws.start + 1}-{draws.stop}", begin / len(order))
-            some = order[begin : begin + self.rows]
-            effects = self._effects(some, draws)
-            if effects is None:
-                continue
-            sums.add(some, draws, effects)
-            begin += len(some)
-
-    def _effects(self, some: Sequence[int], draws: range) -> list[Effects] | None:
-        """Returns the effects of a batch, or None where a plainer attempt should be made."""
-        texts = self.texts
-        sequences = make_sequences(
-            [texts.names[n] for n in some],
-            [texts.prompts[n] for n in some],
-            [texts.answers[n] for n in some],
-            self.apart.device,
-            self.context_length,
+    Neighbours in length go together: they pad each other little.
+    """
+    pairs = zip(texts.prompts, texts.answers, strict=True)
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+    order = [n for n in order if len(texts.answers[n])]
+    passes = []
+    for begin in range(0, len(order), SAMPLES_PER_PASS):
+        places = order[begin : begin + SAMPLES_PER_PASS]
+        some = Texts(
+            tuple(texts.names[n] for n in places),
+            tuple(texts.prompts[n] for n in places),
+            tuple(texts.answers[n] for n in places),
         )
-        try:
-            with Watch(
-                self.apart.model, self.error_models, self.copies, self.options.operators
-            ) as watch:
-                watch.weights = self.weights
-                found = backward_effects(
-                    self.apart,
-                    watch,
-                    sequences,
-                    [len(texts.prompts[n]) for n in some],
-                    Draws(self.seed, tuple(draws), self.options.estimator),
-                    int(self.gib * GIB) // _LOGITS_SHARE,
-                )
-                self.seen |= dict.fromkeys(watch.seen)
-                self.boundaries |= watch.boundaries
-                return found
-        except (RuntimeError, MemoryError) as error:
-            self._make_plainer(error, len(some))
-            return None
+        name = f"draws {draws.start + 1}-{draws.stop}, samples {begin} to {begin + len(places) - 1}"
+        made = ProfilePass(
+            name, some, tuple(draws), seed, error_models, options.estimator, options.operators
+        )
+        passes.append((made, places))
+    return passes
 
-    def _make_plainer(self, error: RuntimeError | MemoryError, rows: int) -> None:
-        if isinstance(error, Overwritten) and not self.copies:
-            self.copies = True
-            return
-        if not is_out_of_memory(error):
-            raise error
-        if rows <= 1:
-            raise InputError(
-                "memory ran out in a backward pass over one sample: give shorter samples, "
-                "--dtype bfloat16, or a device with more memory"
-            ) from error
-        self.rows = rows // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+def _in_order(
+    asked: Sequence[tuple[ProfilePass, list[int]]], run: RunPasses
+) -> Iterator[tuple[list[int], PassResult]]:
+    """Yields the results in the order of their passes: sums depend on their order.
+
+    Raises:
+        ValueError: A result lacks, or was not asked for.
+    """
+    waiting = {one.name: places for one, places in asked}
+    order, arrived = list(waiting), dict[str, PassResult]()
+    for result in run([one for one, _ in asked]):
+        if result.name not in waiting or result.name in arrived:
+            raise ValueError(f"the result of pass {result.name!r} was not asked for")
+        arrived[result.name] = result
+        while order and order[0] in arrived:
+            name = order.pop(0)
+            yield waiting[name], arrived[name]
+            arrived[name] = replace(arrived[name], parts=())  # its tensors are added up
+    if order:
+        raise ValueError(f"{len(order)} passes were left out, first {order[0]!r}")
 
 
 @dataclass

@@ -4,6 +4,7 @@ Everything that is compared is paired. A unit is measured as a whole or not at a
 attempt has counted is forgotten.
 """
 
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from noisescope.errors import InputError, NoisescopeWarning
-from noisescope.inject import RideError, Session
+from noisescope.errors import InputError, MemoryShortError, NoisescopeWarning
+from noisescope.inject import RideError, Session, Witness
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.measure.answers import Answer, Boarding, Limits, Prompt
 from noisescope.measure.attest import check_arrived
@@ -27,8 +28,9 @@ from noisescope.measure.memory import (
     rows_of_decoding,
     rows_of_scoring,
 )
+from noisescope.measure.passes import Passes, PassResult, ProfilePass, Texts
 from noisescope.measure.plan import Plan
-from noisescope.measure.profiling import ProfileOptions, Texts, make_profile
+from noisescope.measure.profiling import ProfileOptions, RunPasses, profile_by, telling
 from noisescope.measure.score import Score, make_sequences, score_riders
 from noisescope.measure.sharing import Rider
 from noisescope.measure.taken_apart import TakenApart
@@ -95,6 +97,11 @@ class Worker:
         self._is_plain = False
 
     @property
+    def model(self) -> Any:
+        """The model."""
+        return self._loaded.model
+
+    @property
     def spec(self) -> Mapping[str, Any] | None:
         """From which another process can make the same worker; None: it cannot."""
         everyone = self._conditions.values()
@@ -115,6 +122,30 @@ class Worker:
             if self._conditions.setdefault(condition.name, condition) != condition:
                 raise ValueError(f"{condition.name!r} is the name of another condition")
             self._arrived.add(condition.name)
+
+    def learn(self, result: UnitResult, first: Iterable[str]) -> None:
+        """Takes note of a unit that may have been measured elsewhere.
+
+        Args:
+            result: What came of it. Its clean answers are not decoded again.
+            first: Conditions of which nothing was known before: their noise must have arrived.
+
+        Raises:
+            SelectionError: A condition's selection names nothing, or never fired.
+            DoseError: Rounding erased all of a condition's noise.
+        """
+        self.know({r.sample: r.answer_ids for r in result.records if r.answer_ids is not None})
+        for name in first:
+            self._check_arrived(name, result.witnesses[name])
+
+    def known_answers(self, samples: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
+        """Returns the token ids of the clean answers that are known, of these samples or of all."""
+        wanted = self._samples if samples is None else samples
+        return {name: self._clean[name] for name in wanted if name in self._clean}
+
+    def know(self, answers: Mapping[str, Sequence[int]]) -> None:
+        """Takes clean answers that were decoded elsewhere."""
+        self._clean |= {name: tuple(ids) for name, ids in answers.items()}
 
     def __call__(self, unit: Unit) -> UnitResult:
         """Measures a unit.
@@ -146,19 +177,31 @@ class Worker:
         prompts = tuple(self._prompts[name] for name in names)
         return Texts(names, prompts, tuple(self._clean[name] for name in names))
 
-    def profile(self, error_models: Sequence[ErrorModel], options: ProfileOptions) -> Profile:
-        """Returns what backward passes over all samples tell; see `make_profile`."""
-        return make_profile(
-            self._apart,
-            self.clean_texts(),
-            error_models,
-            seed=self._plan.seed,
-            options=options,
-            context_length=self._loaded.context_length,
-            gib=self._gib,
-            most_rows=self._plan.batch_size,
-            tell=self._tell,
-        )
+    def backward(self, asked: ProfilePass) -> PassResult:
+        """Runs one pass of a profile; see `Passes`."""
+        return self._passes.run(asked, telling(asked, self._tell))
+
+    def profile(
+        self,
+        error_models: Sequence[ErrorModel],
+        options: ProfileOptions,
+        run: RunPasses | None = None,
+    ) -> Profile:
+        """Returns what backward passes over all samples tell; see `make_profile`.
+
+        Args:
+            error_models: What would be added.
+            options: How far to go.
+            run: Runs the passes; None: this worker.
+        """
+        run = run or functools.partial(map, self.backward)
+        texts, seed = self.clean_texts(), self._plan.seed
+        return profile_by(run, texts, error_models, seed=seed, options=options)
+
+    @functools.cached_property
+    def _passes(self) -> Passes:
+        context, rows = self._loaded.context_length, self._plan.batch_size
+        return Passes(self._apart, self._gib, context, rows)
 
     def run_clean(self) -> None:
         """Runs the clean model once over every sample and its answer, for whoever watches it."""
@@ -201,7 +244,7 @@ class Worker:
         if not is_out_of_memory(error):
             raise error
         if self._smallest_pass <= 1:
-            raise InputError(
+            raise MemoryShortError(
                 "memory ran out with one row at a time: give shorter samples, a smaller "
                 "--max-new-tokens, --dtype bfloat16, or a device with more memory"
             ) from error
@@ -240,15 +283,19 @@ class Worker:
                 given = answers[n] if n < len(answers) else None
                 records += self._records(unit, rider, scores[n], given)
         witnesses = {name: self._sessions[name].witness for name in unit.conditions}
-        for name in unit.conditions:
-            if name not in self._arrived:
-                check_arrived(name, self._sessions[name])
-                self._arrived.add(name)
+        for name, witness in witnesses.items():
+            self._check_arrived(name, witness)
         if answers:
             self._clean |= {s: tuple(a.ids) for s, a in zip(unit.samples, answers[0], strict=True)}
         notes = [PLAIN_NOTE] if riders and not self._is_shared else []
         notes += [MEMORY_NOTE] if self._halvings else []
         return UnitResult(unit.name, tuple(records), witnesses, tuple(notes))
+
+    def _check_arrived(self, name: str, witness: Witness) -> None:
+        """Raises where nothing of a condition's noise arrived in the first unit that has it."""
+        if name not in self._arrived:
+            check_arrived(name, self._session(name), witness)
+            self._arrived.add(name)
 
     @property
     def _is_shared(self) -> bool:

@@ -53,6 +53,8 @@ def result_of(diagnosis: Diagnosis) -> dict[str, Any]:
         "versions": dict(plan.versions),
         "notes": list(diagnosis.notes),
     }
+    if diagnosis.failures:
+        result["failed_units"] = [failure.as_json() for failure in diagnosis.failures]
     if diagnosis.winner is not None:
         result["search"] = _search(diagnosis, diagnosis.winner)
     cleaned: dict[str, Any] = without_nan(result)

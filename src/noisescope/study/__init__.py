@@ -2,7 +2,7 @@
 
 from noisescope.study.diagnosis import Diagnosis, Margins, make_diagnosis
 from noisescope.study.discard import discard
-from noisescope.study.executor import Executor, InProcess, Worker
+from noisescope.study.executor import Executor, InProcess, Place, UnitFailure, Worker
 from noisescope.study.identity import fingerprints_of, scoring_of
 from noisescope.study.interrupt import ENDING, StudyInterrupted
 from noisescope.study.opening import check_directory, is_study, open_study
@@ -27,12 +27,14 @@ __all__ = [
     "InProcess",
     "Layout",
     "Margins",
+    "Place",
     "SampleKey",
     "Study",
     "StudyInterrupted",
     "StudyPlan",
     "StudyState",
     "Told",
+    "UnitFailure",
     "Worker",
     "check_directory",
     "conditions_json",

@@ -12,6 +12,7 @@ from noisescope.analyse import Analysis, Summary, Winner, Worst, analyse, unknow
 from noisescope.inject import Witness
 from noisescope.measure import measurement_notes
 from noisescope.records import CLEAN, Record
+from noisescope.study.executor import UnitFailure
 from noisescope.study.findings import Findings, find
 from noisescope.study.plan import StudyPlan
 from noisescope.study.recommended import Recommendation, recommend
@@ -49,6 +50,7 @@ class Diagnosis:
         told: What the clean model told: the profile, and what its channels look like.
         findings: Prediction beside measurement, blame, and the avalanche.
         recommendation: Of formats, where the study is about them.
+        failures: Units that were given up; what they would have told is missing.
     """
 
     plan: StudyPlan
@@ -61,6 +63,7 @@ class Diagnosis:
     told: Told = field(default_factory=Told)
     findings: Findings = field(default_factory=Findings)
     recommendation: Recommendation | None = None
+    failures: tuple[UnitFailure, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -142,6 +145,7 @@ def make_diagnosis(
     notes: Sequence[str],
     margins: Margins | None = None,
     told: Told | None = None,
+    failures: Sequence[UnitFailure] = (),
 ) -> Diagnosis:
     """Makes a diagnosis of what a study has measured, complete or not.
 
@@ -156,6 +160,7 @@ def make_diagnosis(
         notes: What the units had to say.
         margins: The losses that are still no harm.
         told: What the clean model told, kept beside the records.
+        failures: Units that were given up.
 
     Raises:
         InputError: A margin that is not positive.
@@ -187,6 +192,7 @@ def make_diagnosis(
     elif winner is not None:
         lines += [] if winner.is_full_sweep else [GIVEN_UP_NOTE]
         lines += filter(None, [winner.caution])
+    lines += map(_given_up, failures)
     kept = told or Told()
     return Diagnosis(
         plan,
@@ -199,6 +205,14 @@ def make_diagnosis(
         kept,
         find(plan, records, kept, analysis.summaries),
         recommend(plan, records, kept.profile, analysis.summaries),
+        tuple(failures),
+    )
+
+
+def _given_up(failure: UnitFailure) -> str:
+    return (
+        f"unit {failure.unit} failed {failure.attempts} times and is missing ({failure.error}): "
+        "the same command tries it again"
     )
 
 

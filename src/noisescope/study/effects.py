@@ -15,7 +15,7 @@ from noisescope.analyse import (
     share_interval,
 )
 from noisescope.analyse.intervals import UNKNOWN
-from noisescope.study.kept_channels import ModuleChannels
+from noisescope.study.channels import ModuleChannels
 from noisescope.study.plan import StudyPlan
 from noisescope.study.steps import BLAMED, OTHERS, THESE, all_but, channels_of
 from noisescope.study.told import Told

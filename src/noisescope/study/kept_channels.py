@@ -4,57 +4,16 @@ Like a profile it is a pure function of model and samples, and is made anew wher
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from noisescope.study.channels import Massive, ModuleChannels
 from noisescope.study.files import explained, read_sealed, replace_file, seal
 from noisescope.study.kept_profile import made_of
 from noisescope.study.study import Study
 
 CHANNELS = "channels.json"
-
-
-@dataclass(frozen=True)
-class Massive:
-    """One activation far above all others of its module.
-
-    Attributes:
-        value: The activation, with sign.
-        ratio: Its magnitude over the module's median magnitude.
-        channel: Index on the last axis.
-        count: How many values of this channel are as large.
-        position: Token of the sample; None where rows could not be told.
-        token_id: The token; None likewise.
-    """
-
-    value: float
-    ratio: float
-    channel: int
-    count: int
-    position: int | None
-    token_id: int | None
-
-
-@dataclass(frozen=True)
-class ModuleChannels:
-    """The channels of one module's output over a study's samples.
-
-    Attributes:
-        module: Dotted name.
-        channels: How many there are.
-        outliers: Numbers of the outlier channels, by ratio, largest first.
-        ratios: Magnitude of each over the median channel's.
-        max_ratio: The largest ratio of any channel.
-        massive: Massive activations, the largest first.
-    """
-
-    module: str
-    channels: int
-    outliers: tuple[int, ...]
-    ratios: tuple[float, ...]
-    max_ratio: float
-    massive: tuple[Massive, ...] = ()
 
 
 def channels_kept_or_made(

@@ -5,16 +5,17 @@ study was made of.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from noisescope.errors import InputError
 from noisescope.measure import Condition, Plan, Worker
 from noisescope.measure.conditions import KNOWN_ERROR_MODELS
-from noisescope.models import load_model
+from noisescope.models import LoadedModel, load_model
 from noisescope.study.files import sha256, to_json
 from noisescope.study.identity import fingerprints_of, scoring_of
 from noisescope.study.plan import SampleKey, StudyPlan, sample_keys
-from noisescope.tasks import load_task
+from noisescope.tasks import Task, load_task
 
 
 def worker_spec(plan: StudyPlan, source: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -48,13 +49,25 @@ def _settled(plan: StudyPlan, source: Mapping[str, Any]) -> dict[str, Any]:
     return {"dtype": plan.settings["--dtype"], "device": device}
 
 
-def make_worker(spec: Mapping[str, Any]) -> Worker:
-    """Loads model and data and returns the worker of a spec.
+@dataclass(frozen=True)
+class Loaded:
+    """What a source names, in this process.
+
+    Attributes:
+        model: The model, with its tokenizer.
+        task: The samples and their scoring.
+    """
+
+    model: LoadedModel
+    task: Task
+
+
+def load_source(source: Mapping[str, Any]) -> Loaded:
+    """Loads the model and the data of a source; see `worker_spec`.
 
     Raises:
-        InputError: They cannot be loaded, or are not those of the study.
+        InputError: They cannot be loaded.
     """
-    source = spec["source"]
     task = load_task(source["data"], source["samples"], max_new_tokens=source["max_new_tokens"])
     loaded = load_model(
         source["model"],
@@ -63,6 +76,25 @@ def make_worker(spec: Mapping[str, Any]) -> Worker:
         tokenizer=source["tokenizer"],
         trust_remote_code=source["trust_remote_code"],
     )
+    return Loaded(loaded, task)
+
+
+def make_worker(spec: Mapping[str, Any]) -> Worker:
+    """Loads model and data and returns the worker of a spec.
+
+    Raises:
+        InputError: They cannot be loaded, or are not those of the study.
+    """
+    return worker_of(spec, load_source(spec["source"]))
+
+
+def worker_of(spec: Mapping[str, Any], here: Loaded) -> Worker:
+    """Returns the worker of a spec, of what its source names.
+
+    Raises:
+        InputError: It is not what the study was made of.
+    """
+    source, loaded, task = spec["source"], here.model, here.task
     found = fingerprints_of(loaded, task)
     found["prompts"] = _prompts_fingerprint(sample_keys(task, loaded.tokenizer))
     named = {

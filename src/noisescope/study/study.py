@@ -4,16 +4,16 @@ What is given to analysis has always passed through JSON, so a study that went o
 one that ran through see the same. Opening one is in `opening`; its files are in their own modules.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from noisescope.errors import InputError
+from noisescope.errors import InputError, NoisescopeError
 from noisescope.inject import Witness
 from noisescope.measure import Progress, Record, Unit, UnitResult
 from noisescope.study.compact import RECORDS, write_finished
-from noisescope.study.executor import Executor, InProcess, Worker
+from noisescope.study.executor import Executor, InProcess, UnitFailure, Worker
 from noisescope.study.files import explained, remove_file
 from noisescope.study.gather import Gathered, gather
 from noisescope.study.interrupt import ENDING, Interrupts, StudyInterrupted, hold_interrupts
@@ -54,6 +54,8 @@ class Study:
         self._groups = {sample.name: sample.group for sample in manifest.plan.samples}
         self._units: list[Unit] = []  # all that are asked for beyond the finished ones
         self._keys: set[Key] = set()
+        self._failed: dict[str, UnitFailure] = {}
+        self._first: dict[str, str] = {}  # the unit that each condition is first measured in
         self._is_searched = False
         self._units_before = 0
         if not manifest.plan.is_adaptive:
@@ -73,7 +75,7 @@ class Study:
 
     @property
     def is_ending(self) -> bool:
-        """Whether Ctrl-C was pressed, so that the unit in hand is the last."""
+        """Whether Ctrl-C was pressed, so that the units in hand are the last."""
         return self._interrupts.is_asked
 
     @property
@@ -96,6 +98,11 @@ class Study:
         """The token ids of the clean answers so far, by sample; a worker need not decode them."""
         return {r.sample: r.answer_ids for r in self.records if r.answer_ids is not None}
 
+    @property
+    def failures(self) -> tuple[UnitFailure, ...]:
+        """The units that were given up, in the order of the units."""
+        return tuple(self._failed[unit.name] for unit in self._units if unit.name in self._failed)
+
     def chosen(self, step: str) -> tuple[str, ...] | None:
         """Returns the names of all conditions that a step chose; None where it was not reached."""
         return self._manifest.chosen(step)
@@ -117,7 +124,7 @@ class Study:
             progress: Told what was done, and how many units of how many are.
 
         Raises:
-            StudyInterrupted: Ctrl-C was pressed; the unit in hand is kept.
+            StudyInterrupted: Ctrl-C was pressed; the units in hand are kept.
             NoisescopeError: A unit could not be written; those before it are kept.
             ValueError: The executor gave back something else than it was asked for.
         """
@@ -183,7 +190,7 @@ class Study:
         if self.chosen(step) is not None:
             return
         done, total = self.progress
-        if self.is_complete or done < total:
+        if self.is_complete or done + len(self._failed) < total:
             why = "it is finished" if self.is_complete else f"{done} of {total} units are measured"
             raise ValueError(f"step {step!r} cannot add to the study now: {why}")
         grown = self._manifest.with_step(step, conditions, generates)
@@ -249,6 +256,8 @@ class Study:
             self._units.append(unit)
             self._keys |= keys
             names.add(unit.name)
+            for condition in unit.conditions:
+                self._first.setdefault(condition, unit.name)
 
     def _check_kept(self, unit: Unit) -> None:
         wrong = wrong_with(unit, self._results[unit.name], self._groups)
@@ -268,36 +277,64 @@ class Study:
 
     def _carry_out(self, worker: Worker, executor: Executor, progress: Progress | None) -> None:
         """Has the units carried out that have no result, and keeps what comes back."""
-        waiting = {unit.name: unit for unit in self._units if unit.name not in self._results}
+        waiting = {
+            unit.name: unit
+            for unit in self._units
+            if unit.name not in self._results and unit.name not in self._failed
+        }
         tell = _teller(self, progress)
         tell("")
         if not waiting:
             return
-        results = executor.run(worker, tuple(waiting.values()))
+        # Asked to end, it hands out no more, and what is in hand is finished.
+        results = executor.run(worker, self._handed_out(tuple(waiting.values())))
         try:
             with hold_interrupts(lambda: tell(ENDING)) as self._interrupts:
                 for result in results:
-                    self._keep(result, waiting)
+                    self._keep(result, waiting, worker)
                     tell(result.unit)
-                    self._end_if_asked()
         finally:
             if isinstance(results, Generator):
                 results.close()
+        self._end_if_asked()
         if waiting:
             raise ValueError(f"the executor left out {len(waiting)} units, first {min(waiting)!r}")
 
-    def _keep(self, result: UnitResult, waiting: dict[str, Unit]) -> None:
+    def _handed_out(self, units: Sequence[Unit]) -> Iterator[Unit]:
+        for unit in units:
+            if self.is_ending:
+                return
+            yield unit
+
+    def _keep(
+        self, result: UnitResult | UnitFailure, waiting: dict[str, Unit], worker: Worker
+    ) -> None:
         unit = waiting.get(result.unit)
         if unit is None:
             raise ValueError(f"the executor gave unit {result.unit!r}, which it was not asked for")
+        if isinstance(result, UnitFailure):
+            self._give_up(result)
+            del waiting[unit.name]
+            return
         wrong = wrong_with(unit, result, self._groups)
         if wrong:
             raise ValueError(f"the result of unit {unit.name!r} is not what was asked for: {wrong}")
+        first = [name for name in unit.conditions if self._first[name] == unit.name]
+        worker.learn(result, first)
         if self._journal is not None:
             with explained(self._journal.path, self._kept()):
                 self._journal.append(result)
         self._results[unit.name], self._known = decoded(result), None
         del waiting[unit.name]
+
+    def _give_up(self, failure: UnitFailure) -> None:
+        """Notes a unit that failed for good; the others go on."""
+        if self.plan.is_adaptive:
+            raise NoisescopeError(
+                f"unit {failure.unit} failed {failure.attempts} times ({failure.error}), and the "
+                f"search cannot go on without it: {self._kept()}; run the same command to try again"
+            )
+        self._failed[failure.unit] = failure
 
     def _end_if_asked(self) -> None:
         if self.is_ending:

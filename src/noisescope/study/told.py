@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noisescope.profile import Profile
-from noisescope.study.kept_channels import ModuleChannels, read_channels
+from noisescope.study.channels import ModuleChannels
+from noisescope.study.kept_channels import read_channels
 from noisescope.study.kept_profile import read_profile
 
 

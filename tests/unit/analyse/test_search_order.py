@@ -19,6 +19,7 @@ class Watched(InProcess):
         self.units = []
 
     def run(self, worker, units):
+        units = list(units)
         self.units += units
         return super().run(worker, units)
 

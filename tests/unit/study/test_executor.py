@@ -48,7 +48,7 @@ class Shuffled:
         self.stride = stride
 
     def run(self, worker, units):
-        results = {}
+        results, units = {}, list(units)
         threads = [
             threading.Thread(target=lambda u=unit: results.update({u.name: worker(u)}))
             for unit in units
@@ -96,6 +96,7 @@ def test_only_what_is_missing_is_sent(tmp_path):
 
     class Telling:
         def run(self, worker, units):
+            units = list(units)
             sent.append([unit.name for unit in units])
             yield from map(worker, units)
 
@@ -112,9 +113,10 @@ def test_an_error_closes_the_executor():
 
     class Closing:
         def run(self, worker, units):
+            first = next(iter(units))
             try:
-                yield worker(units[0])
-                yield worker(units[0])
+                yield worker(first)
+                yield worker(first)
             finally:
                 closed.append(True)
 

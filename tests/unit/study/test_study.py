@@ -301,11 +301,12 @@ def test_a_result_that_is_not_what_was_asked_for_is_not_kept(directory, change, 
 def test_an_executor_that_gives_a_unit_twice_or_leaves_one_out():
     class Twice:
         def run(self, worker, units):
-            yield from (worker(units[0]), worker(units[0]))
+            first = next(iter(units))
+            yield from (worker(first), worker(first))
 
     class Fewer:
         def run(self, worker, units):
-            yield worker(units[0])
+            yield worker(next(iter(units)))
 
     with (
         open_study(None, make_plan()) as study,

@@ -18,7 +18,7 @@ from noisescope.report.pictures.paint import (
 )
 from noisescope.report.pictures.prediction import short_site
 from noisescope.study import Diagnosis
-from noisescope.study.kept_channels import ModuleChannels
+from noisescope.study.channels import ModuleChannels
 
 _OUTLIER = 10.0  # times the middle channel, as `capture.find_outliers` has it
 _MOST_ROWS = 40

@@ -19,7 +19,7 @@ FLOORS = {
     "export": 5,
     "harness": 5,
     "training": 6,
-    "trackers": 6,
+    "trackers": 7,
     "cluster": 6,
     "analyse": 4,
     "capture": 4,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 from rich.console import Console
 
 from noisescope.cli import options as o
+from noisescope.cli.executing import UNITS_FAILED
 from noisescope.cli.given import RunOptions, StudyOptions, takes
 from noisescope.cli.profiling import profile_of
 from noisescope.demo import demo_model_dir, demo_questions
@@ -46,6 +48,7 @@ from noisescope.study import (
     read_told,
 )
 from noisescope.study.kept_profile import PROFILE, read_profile
+from noisescope.trackers import log_diagnosis, parse_trackers
 from noisescope.versions import versions
 
 
@@ -271,11 +274,17 @@ def _diagnose(
     o.check_until(until, task)
     if until is not None:
         asked["until"] = until
-    with interrupts_told(given.out, given.result):
-        loaded = _load(given)
+    with interrupts_told(given.out, given.result), given.cluster.connected() as executor:
+        loaded = _load(replace(given, device="cpu") if executor else given)
         with progress_bar(Console(stderr=True)) as tell:
             diagnosis = diagnose(
-                loaded, task, error_model, **asked, **given.measuring(), progress=tell
+                loaded,
+                task,
+                error_model,
+                **asked,
+                **given.measuring(),
+                executor=executor,
+                progress=tell,
             )
         # Neither a closed pipe nor a full disk may lose what an hour has measured.
         try:
@@ -284,6 +293,10 @@ def _diagnose(
             print_diagnosis(Console(), diagnosis)
         for line in written:
             typer.echo(line)
+        for line in _log(diagnosis, given):
+            typer.echo(line)
+        if diagnosis.failures:
+            raise typer.Exit(UNITS_FAILED)
 
 
 def _load(given: RunOptions) -> LoadedModel:
@@ -316,6 +329,19 @@ def interrupts_told(out: Path | None, result: Path | None) -> Iterator[None]:
         if out is not None and is_study(out):
             kept.append(f"what was finished is kept in {out}: run the same command again to go on")
         raise Interrupted(f"Interrupted: {'; '.join(kept) or 'nothing was written'}.") from None
+
+
+def _log(diagnosis: Diagnosis, given: StudyOptions) -> Iterator[str]:
+    """Logs to the trackers that were named, and yields lines that say so.
+
+    A report has drawn the figures already, where there is one.
+    """
+    figures = None
+    if given.out is not None:
+        paths = sorted((given.out / "figures").glob("*.png"))
+        figures = {path.stem: path.read_bytes() for path in paths}
+    for tracker in parse_trackers(given.log):
+        yield f"Logged: {log_diagnosis(diagnosis, tracker, figures=figures)}"
 
 
 def _write(diagnosis: Diagnosis, out: Path | None, result: Path | None) -> list[str]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from noisescope.cli import options as o
+from noisescope.cli.executing import ClusterOptions
 from noisescope.errors import InputError
 from noisescope.noise import ErrorModel, RoundTo, make_error_model
 from noisescope.study import Margins
 from noisescope.tasks import Task, load_task
+from noisescope.trackers import parse_trackers
 
 _Given = TypeVar("_Given")
 _SCALE, _ERROR_TYPE = 0.05, "relative_gaussian"
@@ -86,8 +88,13 @@ class StudyOptions(RunOptions):
     accuracy_margin: o.AccuracyMargin = 0.01
     kl_margin: o.KlMargin = 0.01
     compile_steps: o.CompileSteps = False
+    executor: o.Executor = None
+    ray_address: o.RayAddress = None
+    workers: o.Workers = None
+    gpus_per_worker: o.GpusPerWorker = None
     extend: o.Extend = False
     result: o.Result = None
+    log: o.Log = None
 
     def check(self) -> None:
         """Raises InputError for an option out of range, before anything is loaded."""
@@ -95,6 +102,8 @@ class StudyOptions(RunOptions):
         super().check()
         o.check_numbers(self.seed, draws=self.draws)
         o.check_margins(self.accuracy_margin, self.kl_margin)
+        parse_trackers(self.log)
+        self.cluster  # noqa: B018, made to be checked
 
     def error_model(self) -> ErrorModel:
         """Returns what is added, or done to weights and activations.
@@ -103,6 +112,11 @@ class StudyOptions(RunOptions):
             InputError: An option that does not go with another, or out of range.
         """
         return self._error_model(self.rounding)
+
+    @property
+    def cluster(self) -> ClusterOptions:
+        """Who carries the work out."""
+        return ClusterOptions(self.executor, self.ray_address, self.workers, self.gpus_per_worker)
 
     def measuring(self) -> dict[str, Any]:
         """Returns how it is measured, as `diagnose.Options` names it."""

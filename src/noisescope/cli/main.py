@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import noisescope.cli.comparing
+import noisescope.cli.evaluating
 import noisescope.cli.recommending  # noqa: F401, their commands join the others
 from noisescope.cli.commands import Interrupted, app
 from noisescope.errors import DoseWarning, NoisescopeError, NoisescopeWarning

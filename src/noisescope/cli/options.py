@@ -75,6 +75,22 @@ Search = Annotated[
         "--search", help="Find the worst by KL alone, at 40 % of the evaluations or less."
     ),
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option(help="ray: measure on a cluster of GPUs and machines; in this process if unset."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's host:port, ray://host:port, or auto for one on this machine; one is "
+        "started if unset."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(help="Workers on the cluster; all that fit if unset.")]
+GpusPerWorker = Annotated[
+    int | None,
+    typer.Option(help="GPUs that one model is spread over; one if unset, where there are any."),
+]
 Extend = Annotated[
     bool, typer.Option("--extend", help="Add samples, draws or conditions to the study in --out.")
 ]
@@ -98,6 +114,13 @@ RemoteCode = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(help="Directory to write; a study there goes on where it was."),
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Log what was measured: tensorboard, tensorboard:DIR, wandb or wandb:PROJECT (offline "
+        "unless WANDB_MODE says otherwise). May be given several times."
+    ),
 ]
 Result = Annotated[Path | None, typer.Option(help="File for the result (JSON) alone.")]
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from noisescope.assignment import Assignment
 from noisescope.cli import options as o
 from noisescope.cli.commands import app, interrupts_told, load_from
+from noisescope.cli.executing import UNITS_FAILED, ClusterOptions
 from noisescope.diagnose.recommend import check_formats, recommend_formats
 from noisescope.errors import InputError, near_names
 from noisescope.export import EXPORTS, export_files
@@ -28,6 +29,7 @@ from noisescope.report.recommendation.output import (
 from noisescope.report.recommendation.text import print_recommendation
 from noisescope.report.terminal import progress_bar
 from noisescope.study import (
+    Diagnosis,
     Margins,
     is_study,
     make_diagnosis,
@@ -89,6 +91,10 @@ def recommend(
     accuracy_margin: o.AccuracyMargin = 0.01,
     kl_margin: o.KlMargin = 0.01,
     trust_remote_code: o.RemoteCode = False,
+    executor: o.Executor = None,
+    ray_address: o.RayAddress = None,
+    workers: o.Workers = None,
+    gpus_per_worker: o.GpusPerWorker = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory to write; of a study, its directory recommend if unset."),
@@ -101,6 +107,7 @@ def recommend(
     o.check_numbers(seed, batch_size=batch_size)
     o.check_memory(memory_gib)
     o.check_margins(accuracy_margin, kl_margin)
+    cluster = ClusterOptions(executor, ray_address, workers, gpus_per_worker)
     given = {
         "data": data,
         "samples": samples,
@@ -124,32 +131,43 @@ def recommend(
         "margins": Margins(accuracy_margin, kl_margin),
         "out": out,
     }
-    _carry_out(source, names, asked, wanted)
+    _carry_out(source, names, asked, wanted, cluster)
     if is_beside and source.study is not None:
         _renew(source.study)
 
 
 def _carry_out(
-    source: "_Source", formats: list[str], asked: Mapping[str, Any], engines: list[str] | None
+    source: "_Source",
+    formats: list[str],
+    asked: Mapping[str, Any],
+    engines: list[str] | None,
+    cluster: ClusterOptions,
 ) -> None:
     """Loads, measures, prints and writes."""
     values, out = source.values, asked["out"]
     task = load_task(values["data"], values["samples"], max_new_tokens=values["max_new_tokens"])
-    with interrupts_told(out, None):
+    with interrupts_told(out, None), cluster.connected() as executor:
         loaded = load_from(
             values["model"],
             values["tokenizer"],
             values["dtype"],
-            values["device"],
+            "cpu" if executor else values["device"],
             values["trust_remote_code"],
         )
         _check_engines(loaded, formats, asked["operand"], engines)
         with progress_bar(Console(stderr=True)) as tell:
             diagnosis = recommend_formats(
-                loaded, task, formats, **asked, source=values, progress=tell
+                loaded,
+                task,
+                formats,
+                **asked,
+                source=values,
+                executor=executor,
+                progress=tell,
             )
         print_recommendation(Console(), diagnosis)
         if diagnosis.recommendation is None:
+            _end(diagnosis)
             return
         modules = [name for name, _ in loaded.model.named_modules()]
         exports = exports_of(diagnosis.recommendation, modules, engines)
@@ -164,6 +182,13 @@ def _carry_out(
         written = write_recommendation(diagnosis, out, exports)
         files = ", ".join(name for name in written if name.startswith("exports/"))
         typer.echo(f"Written: {out / PAGE}; beside it result.json, figures, {files}.")
+        _end(diagnosis)
+
+
+def _end(diagnosis: Diagnosis) -> None:
+    """Leaves with the status of a study that lacks units, where it does."""
+    if diagnosis.failures:
+        raise typer.Exit(UNITS_FAILED)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import io
 
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import with_plain_figures
 from helpers.model_dirs import loaded_small
 from rich.console import Console
 
@@ -38,7 +39,8 @@ class Speaker:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_answer_stays_text(tmp_path, answer):
+def test_an_answer_stays_text(tmp_path, monkeypatch, answer):
+    with_plain_figures(monkeypatch)  # no answer is in one
     loaded = loaded_small()
     loaded = dataclasses.replace(loaded, tokenizer=Speaker(loaded.tokenizer, answer))
     samples = [{"name": f"{i}{answer}", "prompt": "2+2=", "truth": "4"} for i in range(2)]

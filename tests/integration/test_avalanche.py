@@ -86,7 +86,7 @@ def texts():
     return make_task([{"prompt_ids": row} for row in random_ids().tolist()], name="random")
 
 
-@pytest.mark.parametrize("onset", [4, 6])
+@pytest.mark.parametrize("onset", [6, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_layer_from_which_on_errors_are_amplified_is_named(onset):
     found = diagnose_layers(
         loaded(amplifying_model(onset)), texts(), RelativeGaussian(0.05), window=4

@@ -138,7 +138,7 @@ class Stopping(InProcess):
             yield worker(unit)
 
 
-@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("step", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_a_diagnosis_that_was_stopped_anywhere_ends_the_same_to_the_byte(tmp_path, step):
     options = {"draws": 2, "operators": "linear,softmax"}
     whole = tmp_path / "whole"

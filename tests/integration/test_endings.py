@@ -11,7 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.commands import FINISHED, carry_out, files_of, nothing_measured, write_texts
+from helpers.commands import (
+    FINISHED,
+    carry_out,
+    files_of,
+    nothing_measured,
+    with_plain_figures,
+    write_texts,
+)
 from helpers.model_dirs import save_model
 
 from noisescope.cli import commands, run
@@ -96,7 +103,8 @@ def test_ctrl_c_twice_ends_at_once_and_says_what_is_kept(place):
     }
 
 
-def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, capsys):
+def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, monkeypatch, capsys):
+    with_plain_figures(monkeypatch)
     ours, theirs = pty.openpty()
     process = interrupt_a_run(place, theirs, "--out=study")
     os.close(theirs)
@@ -128,6 +136,7 @@ def test_ctrl_c_gives_the_terminal_back_and_the_same_command_goes_on(place, caps
     ],
 )
 def test_ctrl_c_after_measuring_says_what_is_kept(place, monkeypatch, capsys, moment, with_out):
+    with_plain_figures(monkeypatch)
     module = {"finish": Study, "report_files": output, "print_diagnosis": commands}[moment]
     words = [*GOOD, "--samples=4"] + (["--out=study"] if with_out else [])
 
@@ -167,6 +176,19 @@ def test_ctrl_c_before_a_study_was_begun_says_that_nothing_was_written(place, mo
     assert capsys.readouterr().err == "Interrupted: nothing was written.\n"
 
 
+def test_a_closed_pipe_loses_nothing(place, monkeypatch):
+    """As `noisescope ... | head` closes it: all is written before the table meets it."""
+    with_plain_figures(monkeypatch)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises((BrokenPipeError, SystemExit)):
+            run([*GOOD, "--out=study"])
+    assert set(FINISHED) <= files_of(place / "study").keys()
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_loses_nothing_and_is_no_traceback(place):
     process = subprocess.Popen(
         [sys.executable, "-m", "noisescope", *GOOD, "--out=study"],

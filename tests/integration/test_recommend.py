@@ -13,6 +13,7 @@ from helpers.commands import (
     in_small_units,
     interrupted_in_unit,
     refusal,
+    with_plain_figures,
     work_with,
     write_small_study,
 )
@@ -37,7 +38,27 @@ def origin(tmp_path_factory):
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
     in_small_units(monkeypatch)
+    with_plain_figures(monkeypatch)
     return work_with(origin, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def measured(origin, tmp_path_factory):
+    """A study of the small Llama, with its report; nobody changes it."""
+    place = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_units(patch)
+        with_plain_figures(patch)
+        work_with(origin, place, patch)
+        assert run([*SMALL_STUDY, "--out=study"]) == 0
+    return place
+
+
+@pytest.fixture
+def study(measured, place):
+    """A copy of it in the working directory."""
+    shutil.copytree(measured / "study", place / "study")
+    return place / "study"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +67,7 @@ def made(origin, tmp_path_factory):
     place, said = tmp_path_factory.mktemp("made"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         in_small_units(patch)
+        with_plain_figures(patch)
         work_with(origin, place, patch)
         assert run(GOOD) == 0
     return place, said.getvalue()
@@ -145,9 +167,8 @@ def test_another_goal_in_the_same_directory_is_refused(found, capsys):
     assert files_of(found) == before
 
 
-def test_of_a_study_it_takes_model_and_data_and_joins_its_report(place, capsys):
-    assert run([*SMALL_STUDY, "--out=study"]) == 0
-    plain = (place / "study/report.html").read_text()
+def test_of_a_study_it_takes_model_and_data_and_joins_its_report(place, study, capsys):
+    plain = (study / "report.html").read_text()
     assert 'id="recommendation"' not in plain
     capsys.readouterr()
     words = ["--formats=int4_g8,int8_g8", "--quantize=weights", "--bits=9", "--memory-gib=1"]
@@ -179,16 +200,13 @@ def test_a_recommendation_is_not_recommended_of_into_itself(found, capsys):
     assert files_of(found) == before
 
 
-def test_bits_that_nothing_keeps_within_leave_nothing_behind(place, capsys):
-    assert run([*SMALL_STUDY, "--out=study"]) == 0
-    capsys.readouterr()
+def test_bits_that_nothing_keeps_within_leave_nothing_behind(study, capsys):
     words = ["recommend", "study", "--formats=int4_g8,int8_g8", "--quantize=weights", "--bits=1"]
     assert "the cheapest of these formats takes" in refusal(capsys, *words)
-    assert not (place / "study/recommend").exists()
+    assert not (study / "recommend").exists()
 
 
-def test_what_a_goal_cannot_reach_does_not_stop_the_study_beside_it(place, capsys):
-    assert run([*SMALL_STUDY, "--out=study"]) == 0
+def test_what_a_goal_cannot_reach_does_not_stop_the_study_beside_it(study, capsys):
     words = ["recommend", "study", "--formats=int4_g8,int8_g8", "--quantize=weights"]
     assert run([*words, "--kl=1e-30", "--memory-gib=1"]) == 2
     capsys.readouterr()
@@ -226,9 +244,7 @@ def _is_given_again(word, words):
     return any(word.partition("=")[0] == w.partition("=")[0] for w in words)
 
 
-def test_options_of_a_model_do_not_go_with_a_study(place, capsys):
-    assert run([*SMALL_STUDY, "--out=study"]) == 0
-    capsys.readouterr()
+def test_options_of_a_model_do_not_go_with_a_study(study, capsys):
     words = ["recommend", "study", "--bits=9", "--data=test.parquet"]
     assert "--data does not go with a study" in refusal(capsys, *words)
 

@@ -47,7 +47,20 @@ def random_qwen(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
+@pytest.fixture
+def script_here(monkeypatch, capsys):
+    """Runs a script in this process; returns its status and standard error."""
+
+    def run_here(name: str, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        return left.value.code or 0, capsys.readouterr().err
+
+    return run_here
+
+
+def test_the_plans_script_from_end_to_end(script_here, random_qwen, tmp_path):
     """GSM8K in the plan's layout through an untrained model: every answer is wrong, and said so.
 
     It never ends an answer by itself, so that all of them are cut.
@@ -57,8 +70,8 @@ def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
     words = ["--checkpoint", str(random_qwen), "--tokenizer", str(random_qwen)]
     words += ["--test-data", str(questions), "--noise-scale", "0.05", "--window-size", "2"]
     words += ["--n-samples", "3", "--max-new-tokens", "32", "--output", str(result_file)]
-    done = run_script("layer_sensitivity_diagnosis.py", *words)
-    assert done.returncode == 0, done.stderr
+    status, error = script_here("layer_sensitivity_diagnosis.py", *words)
+    assert status == 0, error
     result = json.loads(result_file.read_text())
     assert result["config"]["model"] == str(random_qwen)
     assert result["config"]["noise_scale"] == 0.05
@@ -79,19 +92,6 @@ def test_the_plans_script_from_end_to_end(random_qwen, tmp_path):
     assert result["avalanche_point"] is None
     assert "nothing to lose" in result["avalanche"]["reason"]
     assert list(tmp_path.iterdir()) == [result_file]
-
-
-@pytest.fixture
-def script_here(monkeypatch, capsys):
-    """Runs a script in this process; returns its status and standard error."""
-
-    def run_here(name: str, *words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [name, *words])
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-        return left.value.code, capsys.readouterr().err
-
-    return run_here
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,15 @@ def test_a_result_that_exists_is_left_alone(script_here, random_qwen, tmp_path):
     assert result_file.read_text() == "mine"
 
 
-def test_diagnose_model_is_the_command_line(script_here):
+def test_diagnose_model_is_the_command_line(script_here, capsys):
     words = ("layers", "--window", "x")
-    ours = run_script("diagnose_model.py", *words)
-    assert (ours.returncode, ours.stderr) == script_here("diagnose_model.py", *words)
-    theirs = run(list(words))
-    assert ours.returncode == theirs == 2
+    status, error = script_here("diagnose_model.py", *words)
+    assert status == run(list(words)) == 2
+    assert error == capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_as_a_process_the_script_says_the_same(script_here):
+    words = ("layers", "--window", "x")
+    done = run_script("diagnose_model.py", *words)
+    assert (done.returncode, done.stderr) == script_here("diagnose_model.py", *words)

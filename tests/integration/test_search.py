@@ -11,6 +11,7 @@ from helpers.commands import (
     interrupted_in_unit,
     nothing_measured,
     refusal,
+    with_plain_figures,
     work_with,
     write_questions,
     write_texts,
@@ -36,6 +37,7 @@ def origin(tmp_path_factory):
 
 @pytest.fixture
 def place(origin, tmp_path, monkeypatch):
+    with_plain_figures(monkeypatch)
     return work_with(origin, tmp_path, monkeypatch)
 
 
@@ -48,7 +50,7 @@ def result_of(directory):
     return json.loads((directory / "result.json").read_text())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["layers", pytest.param("sites", marks=pytest.mark.slow)])
 def test_it_names_the_worst_of_the_full_sweep_at_40_percent_of_it(place, capsys, kind):
     carry_out(capsys, *TEXTS, *KINDS[kind], "--out=full")
     text = carry_out(capsys, *TEXTS, *KINDS[kind], "--search", "--out=study")
@@ -68,7 +70,7 @@ def test_it_names_the_worst_of_the_full_sweep_at_40_percent_of_it(place, capsys,
     assert "of the evaluations of a full sweep; on 5 samples held back" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("unit", [1, 3])
+@pytest.mark.parametrize("unit", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_it_goes_on_where_it_was_to_the_same_bytes(place, monkeypatch, capsys, unit):
     words = [*TEXTS, "--window=1", "--search"]
     carry_out(capsys, *words, "--out=at-once")

@@ -57,7 +57,9 @@ def test_a_half_done_study_shows_what_is_done_and_what_it_says_so_far(place, mon
 WHOLE = ["diagnose", *GOOD[1:], "--scales=0.1"]
 
 
-@pytest.mark.parametrize("unit", [3, 5, 9, 12, 15])
+@pytest.mark.parametrize(
+    "unit", [3, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 9, 15))]
+)
 def test_a_whole_diagnosis_is_shown_at_every_moment(place, monkeypatch, capsys, unit):
     """Also where a step is half done: what it will tell is not told yet, and nothing breaks."""
     with interrupted_in_unit(monkeypatch, unit):
@@ -74,7 +76,7 @@ def test_a_whole_diagnosis_is_shown_at_every_moment(place, monkeypatch, capsys, 
     assert printed.split("Written:")[0] in shown
 
 
-@pytest.mark.parametrize("command", ["channels", "operators"])
+@pytest.mark.parametrize("command", ["channels", pytest.param("operators", marks=pytest.mark.slow)])
 def test_every_kind_is_shown(place, capsys, command):
     words = [word for word in GOOD[1:] if not word.startswith("--window")]
     printed = carry_out(capsys, command, *words)

@@ -152,7 +152,7 @@ def test_a_worker_made_elsewhere_carries_out_what_was_chosen(source, tmp_path, e
     assert all(witness.dose().relative_l2 > 0 for witness in found.witnesses.values())
 
 
-@pytest.mark.parametrize("after", [4, 7, 9])
+@pytest.mark.parametrize("after", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 9))])
 def test_what_was_ended_goes_on_to_the_same_bytes(source, tmp_path, after):
     """Also where the clean answers are those of records and no longer of the worker."""
     Driver(source).carry_out(tmp_path / "whole")

@@ -54,6 +54,24 @@ def place(origin, tmp_path, monkeypatch):
     return work_with(origin, tmp_path, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def asked_once(origin, tmp_path_factory):
+    """A study of what is asked for, and no more than that; nobody changes it."""
+    place = tmp_path_factory.mktemp("asked")
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_units(patch)
+        with_plain_figures(patch)
+        work_with(origin, place, patch)
+        assert run([*ASKED, "--out=study"]) == 0
+    return place / "study"
+
+
+@pytest.fixture
+def asked(asked_once, place):
+    """A copy of it in the working directory."""
+    shutil.copytree(asked_once, place / "study")
+
+
 GOOD = list(SMALL_STUDY)
 ASKED = [*GOOD, "--no-predict"]  # and no more than that
 
@@ -220,8 +238,8 @@ def test_other_margins_judge_again_without_measuring(place, monkeypatch, capsys)
     ],
     ids=lambda value: value[0].split("=")[0] if value[0].startswith("--") else "",
 )
+@pytest.mark.usefixtures("asked")
 def test_another_question_is_refused_with_both_values(place, capsys, words, parts):
-    carry_out(capsys, *ASKED, "--out=study")
     before = files_of(place / "study")
     line = refusal(capsys, *ASKED, *words, "--out=study")
     assert all(part in line for part in ["study holds", *parts]), line
@@ -251,8 +269,18 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("extend", [False, True])
-@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize(
+    ("what", "extend"),
+    [
+        ("epsilon", False),
+        ("end tokens", True),
+        ("chat template", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("epsilon", True), ("end tokens", False), ("chat template", True))
+        ),
+    ],
+)
 def test_a_model_with_the_same_weights_is_not_the_same_model(place, capsys, what, extend):
     """What is changed lies beside the weights."""
     change, text = CHANGES[what]
@@ -373,8 +401,8 @@ def test_a_report_that_cannot_be_written_loses_nothing(place, monkeypatch, capsy
     assert (place / "study" / "result.json").is_file()
 
 
-def test_operators_and_layers_are_not_one_study(place, capsys):
-    carry_out(capsys, *ASKED, "--out=study")
+@pytest.mark.usefixtures("asked")
+def test_operators_and_layers_are_not_one_study(capsys):
     words = [word for word in ASKED if word != "--window=1"]
     line = refusal(capsys, "operators", *words[1:], "--operators=core", "--out=study")
     assert "kind: layers there, operators now" in line

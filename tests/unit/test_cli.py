@@ -9,7 +9,7 @@ from dataclasses import fields
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.commands import nothing_measured
+from helpers.commands import nothing_measured, with_plain_figures
 from helpers.model_dirs import save_model
 
 from noisescope.cli import commands, run
@@ -67,7 +67,8 @@ def test_every_command_has_help_for_every_option(command, capsys):
     assert "--noise-scale" in capsys.readouterr().out or command in ("sites", "show", "compare")
 
 
-def test_layers_writes_what_it_prints(model, data, tmp_path, capsys):
+def test_layers_writes_what_it_prints(model, data, tmp_path, monkeypatch, capsys):
+    with_plain_figures(monkeypatch)
     out, result = tmp_path / "study", tmp_path / "result.json"
     assert run(good(model, data, "--draws=2", f"--out={out}", f"--result={result}")) == 0
     captured = capsys.readouterr()
@@ -103,12 +104,12 @@ def test_the_options_reach_the_diagnosis(model, data, tmp_path, capsys):
 
 def test_the_batch_size_changes_no_figure_that_is_printed(model, data, capsys):
     shown = []
-    for size in (1, 2, 3):
+    for size in (1, 3):
         assert run(good(model, data, f"--batch-size={size}")) == 0
         table = capsys.readouterr().out.split("\ncoverage")[0]
         # Padding is counted among the elements of the dose, so its share may differ.
         shown.append(re.sub(r" +0\.0\d+ on +\d+%", "", table))
-    assert shown[0] == shown[1] == shown[2]
+    assert shown[0] == shown[1]
 
 
 def test_operators_prints_a_line_per_operator(model, data, capsys):

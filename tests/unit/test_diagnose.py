@@ -26,7 +26,8 @@ NOISE = RelativeGaussian(0.3)
 )
 def test_windows_slide_over_all_layers(window, stride, names):
     loaded = loaded_small()
-    found = diagnose_layers(loaded, small_task(loaded), NOISE, window=window, stride=stride)
+    asked = {"window": window, "stride": stride, "predict": False}
+    found = diagnose_layers(loaded, small_task(loaded), NOISE, **asked)
     assert [s.condition for s in found.summaries] == names
     assert found.config["window_size"] == window
     assert found.config["stride"] == (stride or window)
@@ -47,11 +48,11 @@ def test_the_clean_model_is_the_baseline_and_the_worst_is_named():
 def test_layers_take_the_core_operators_unless_told():
     loaded = loaded_small()
     task = small_task(loaded)
-    core = diagnose_layers(loaded, task, NOISE, window=3)
+    core = diagnose_layers(loaded, task, NOISE, window=3, predict=False)
     assert core.config["operators"] == ["matmul", "linear"]
-    every = diagnose_layers(loaded, task, NOISE, window=3, operators="all")
+    every = diagnose_layers(loaded, task, NOISE, window=3, operators="all", predict=False)
     assert set(every.config["operators"]) == {"linear", "matmul", "softmax", "silu", "rms_norm"}
-    some = diagnose_layers(loaded, task, NOISE, window=3, operators=["silu"])
+    some = diagnose_layers(loaded, task, NOISE, window=3, operators=["silu"], predict=False)
     witness = some.witnesses["L0-2"]
     assert {r.site.operator for r in witness.records if r.forward} == {"silu"}
 
@@ -156,9 +157,10 @@ def test_the_plan_that_was_measured_is_kept():
 
 def test_layers_that_no_window_covers_are_named():
     loaded = loaded_small()
-    found = diagnose_layers(loaded, small_task(loaded), NOISE, window=1, stride=2)
+    alone = {"window": 1, "predict": False}
+    found = diagnose_layers(loaded, small_task(loaded), NOISE, stride=2, **alone)
     assert "layers in no window: 1" in found.notes
-    covered = diagnose_layers(loaded, small_task(loaded), NOISE, window=1)
+    covered = diagnose_layers(loaded, small_task(loaded), NOISE, **alone)
     assert not any("no window" in note for note in covered.notes)
 
 
@@ -175,9 +177,9 @@ def test_a_short_answers_cut_is_counted_where_the_model_can_end_an_answer():
     task = small_task(loaded)
     said = {int(token) for sample in task.samples for token in sample.truth.split()}
     loaded.model.generation_config.eos_token_id = max(set(range(64)) - said)
-    found = diagnose_layers(loaded, task, NOISE, window=3)
+    found = diagnose_layers(loaded, task, NOISE, window=3, predict=False)
     cut = [note for note in found.notes if "were cut at" in note]
     assert len(cut) == 1 and cut[0].startswith(f"{len(task.samples)} of {len(task.samples)} clean")
     loaded.model.generation_config.eos_token_id = None
-    silent = diagnose_layers(loaded, task, NOISE, window=3)
+    silent = diagnose_layers(loaded, task, NOISE, window=3, predict=False)
     assert not any("were cut at" in note for note in silent.notes)

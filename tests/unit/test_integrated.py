@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.commands import files_of
+from helpers.commands import files_of, with_plain_figures
 from helpers.diagnoses import small_task, whole_diagnosis
 from helpers.model_dirs import character_tokenizer, loaded_small, save_model
 from helpers.small_models import small_model
@@ -14,7 +14,8 @@ TEXTS = ["the dog ran", "a cat sat", "one two three"]
 QUICK = {"operators": "silu", "window": 3, "scales": [0.1], "noise_scale": 0.2}
 
 
-def test_it_says_what_the_diagnosis_says(tmp_path):
+def test_it_says_what_the_diagnosis_says(tmp_path, monkeypatch):
+    with_plain_figures(monkeypatch)
     loaded = loaded_small()
     diagnostic = IntegratedDiagnostic(loaded, noise_scale=0.2, draws=2, until="kl=0.1")
     diagnosis = diagnostic.run(small_task(loaded))

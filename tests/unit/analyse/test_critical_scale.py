@@ -109,8 +109,8 @@ def walk(target, measure, start, steps=12, c=None):
     ("text", "study", "truth", "start", "c", "widest"),
     [
         ("kl=0.1", kl_study, kl_truth, 0.05, C, 1.6),
-        ("kl=0.1", kl_study, kl_truth, 0.01, None, 1.65),
-        ("nll=2", kl_study, kl_truth, 0.05, None, 1.75),
+        pytest.param("kl=0.1", kl_study, kl_truth, 0.01, None, 1.65, marks=pytest.mark.slow),
+        pytest.param("nll=2", kl_study, kl_truth, 0.05, None, 1.75, marks=pytest.mark.slow),
         ("accuracy=-20%", answer_study, answer_truth, 0.5, None, 2.2),
     ],
 )

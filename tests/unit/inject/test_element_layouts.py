@@ -1,5 +1,7 @@
 """Channels and positions in whole models: padding, caches, heads, experts, shared batches."""
 
+import itertools
+
 import pytest
 import torch
 from helpers.injection import SEED
@@ -66,9 +68,20 @@ def test_a_padded_sample_is_restricted_as_it_is_alone(family, side, restriction)
         close(batched[row, where], alone)
 
 
-@pytest.mark.parametrize("restriction", RESTRICTIONS)
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+# A growing cache with each restriction; a fixed one, and sliding windows, with one of them.
+CACHED = [("llama", "dynamic", restriction) for restriction in RESTRICTIONS]
+CACHED += [("llama", "static", "both"), ("gemma3_text", "dynamic", "positions")]
+CACHED += [("gemma3_text", "static", "both")]
+CROSSED = set(itertools.product(("llama", "gemma3_text"), ("dynamic", "static"), RESTRICTIONS))
+
+
+@pytest.mark.parametrize(
+    ("family", "cache", "restriction"),
+    [
+        *CACHED,
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in sorted(CROSSED - set(CACHED))),
+    ],
+)
 def test_cached_generation_is_restricted_as_a_rescore_is(family, cache, restriction):
     model, selection = small_model(family), RESTRICTIONS[restriction]
     ids, mask = torch.full((2, 6), PAD), torch.zeros(2, 6, dtype=torch.int64)

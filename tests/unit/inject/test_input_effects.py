@@ -31,6 +31,7 @@ from noisescope.noise import RelativeGaussian, RoundTo, make_format
 # A small model of tokens that do not see each other; one of its maps runs twice.
 
 V, D = 4, 8
+SLOW = pytest.mark.slow
 
 
 class _Config(PretrainedConfig):
@@ -175,7 +176,9 @@ def exact(model, given, sites, error_model):
     return found
 
 
-@pytest.mark.parametrize("operand", ["weights", "activations", "both"])
+@pytest.mark.parametrize(
+    "operand", ["both", *(pytest.param(o, marks=SLOW) for o in ("weights", "activations"))]
+)
 def test_all_seeds_together_give_the_exact_second_order_form(monkeypatch, operand):
     """Two scored tokens at most, whose signs are gone through together."""
     monkeypatch.setattr(gradients, "draw_seeds", all_signs)
@@ -191,8 +194,17 @@ def test_all_seeds_together_give_the_exact_second_order_form(monkeypatch, operan
     assert len(calls) == 2 and any("embed_tokens" in s for s in sites) == (operand != "activations")
 
 
-@pytest.mark.parametrize("operand", ["weights", "activations", "both"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "operand"),
+    [
+        ("llama", "activations"),
+        ("gpt2", "both"),
+        pytest.param("llama", "weights", marks=SLOW),
+        pytest.param("llama", "both", marks=SLOW),
+        pytest.param("gpt2", "weights", marks=SLOW),
+        pytest.param("gpt2", "activations", marks=SLOW),
+    ],
+)
 def test_many_draws_give_it_in_transformers_over_batches(family, operand):
     """Sites' relative deviations lie within five standard errors of the draws."""
     model = small_model(family, num_hidden_layers=1, tie_word_embeddings=False)
@@ -405,7 +417,7 @@ def test_outputs_and_inputs_are_not_watched_together():
 # Injection.
 
 
-@pytest.mark.parametrize("name", ["int8", "mxfp8"])
+@pytest.mark.parametrize("name", ["mxfp8", pytest.param("int8", marks=SLOW)])
 def test_single_sites_of_stories_are_predicted(name):
     loaded = load_model(shared_path("models/stories260K"), dtype="float32", device="cpu")
     model = loaded.model

@@ -99,11 +99,27 @@ def test_what_is_not_known_is_decoded_once(decoded):
     assert decoded == [([CLEAN], "acd")]
 
 
+FEW = dataclasses.replace(RIDERS, name="few", samples=("d", "b"))
+KNOWN = {
+    "of all samples": ("llama", {}, RIDERS),
+    "of some, in batches that are cut": ("llama", {"batch_size": 4}, FEW),
+    "of a mixture, only scored": ("mixtral", {}, SCORED),
+}
+CROSSED = [
+    (family, limits, unit)
+    for family, limits in (("llama", {}), ("llama", {"batch_size": 4}), ("mixtral", {}))
+    for unit in (RIDERS, SCORED, FEW)
+    if (family, limits, unit) not in KNOWN.values()
+]
+
+
 @pytest.mark.parametrize(
-    ("family", "limits"),
-    [("llama", {}), ("llama", {"batch_size": 4}), ("mixtral", {})],
+    ("family", "limits", "unit"),
+    [
+        *(pytest.param(*case, id=name) for name, case in KNOWN.items()),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CROSSED),
+    ],
 )
-@pytest.mark.parametrize("unit", [RIDERS, SCORED, dataclasses.replace(RIDERS, samples=("d", "b"))])
 def test_a_result_is_the_same_whether_the_answers_were_known_or_not(family, limits, unit):
     loaded = as_loaded(small_model(family))
     clean = worker_of(loaded, **limits)(CLEANS)

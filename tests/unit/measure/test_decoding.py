@@ -72,7 +72,14 @@ def with_ends(model, prompts=PROMPTS, count=COUNT):
     return model
 
 
-@pytest.mark.parametrize("family", [*CAUSAL, *MORE])
+# Like another one in everything that decoding meets.
+ALIKE = ("qwen2", "qwen3", "phi3", "gemma2", "gpt_neox")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f in ALIKE else ()) for f in (*CAUSAL, *MORE)],
+)
 def test_many_conditions_answer_as_one_row_at_a_time(family, monkeypatch):
     model, conditions = with_ends(model_of(family)), conditions_for(family)
     joins, join_rows = [], generate.join_rows

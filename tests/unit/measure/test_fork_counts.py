@@ -47,7 +47,7 @@ def test_all_single_layers_cost_half_of_their_passes(layers, samples):
     assert share == pytest.approx({3: 0.75, 12: 0.577, 28: 0.534}[layers], abs=5e-4)
 
 
-@pytest.mark.parametrize("conditions", [10, 100, 1000])
+@pytest.mark.parametrize("conditions", [10, 100, 300, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_pass_has_no_more_rows_than_it_may_however_many_conditions(conditions):
     loaded = loaded_small(num_hidden_layers=2)
     loaded.model.generation_config.eos_token_id = None

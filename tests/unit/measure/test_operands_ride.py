@@ -163,7 +163,9 @@ def test_rows_of_experts_are_not_told_apart(experts, operand):
         as_one_batch(model, [given], torch.tensor(texts((8, 8))), ("a", "b"))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["llama", "mixtral", pytest.param("gpt2", marks=pytest.mark.slow)]
+)
 def test_answers_decoded_together_are_those_of_one_row_at_a_time(family):
     model, prompts, count = small_model(family), texts((3, 9, 1, 6)), 6
     model.generation_config.eos_token_id = None

@@ -103,7 +103,7 @@ def with_ends(model):
     return model
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_answers_are_those_of_a_growing_cache_while_rows_end_and_batches_shrink(family, steps):
     model = with_ends(two_layers(family))
     growing, _ = decoded(model, everyone(), False)
@@ -188,7 +188,7 @@ def test_rows_that_are_done_count_for_nobody_at_the_ends_of_a_rider(steps, monke
     assert widths == sorted(widths, reverse=True) and len(set(widths)) > 2
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("opt", marks=pytest.mark.slow)])
 def test_answers_fill_the_context_and_rows_that_are_done_do_not_leave_it(family, steps):
     sizes = {"gpt2": "n_positions", "opt": "max_position_embeddings"}
     model = two_layers(family, **{sizes[family]: 16})

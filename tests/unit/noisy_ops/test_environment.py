@@ -1,36 +1,36 @@
 """The environment variables, each case with the interface imported anew in a process of its own."""
 
+import importlib
 import json
 import os
-import subprocess
 import sys
 
 import pytest
+from helpers.killing import run_fork
 
-# One process for all cases, as importing PyTorch takes seconds; the interface is new each time.
-READ = """
-import json, os, sys
 import noisescope
-cases, answers = json.loads(sys.argv[1]), []
-assert not any(name.startswith("noisescope.noisy_ops") for name in sys.modules)
-for case in cases:
-    os.environ.update(case)
-    try:
-        import noisescope.noisy_ops as noisy_ops
-        stats = noisy_ops.get_injection_stats()
-        stats["softmax"] = noisy_ops.should_inject_for_operator("softmax")
-        noisy_ops.disable_noisy_ops()
-        answers.append(stats)
-    except ValueError as error:
-        answers.append(str(error))
-    for name in [n for n in sys.modules if n.startswith("noisescope.noisy_ops")]:
-        del sys.modules[name]
-    if hasattr(noisescope, "noisy_ops"):
-        del noisescope.noisy_ops
-    for name in case:
-        del os.environ[name]
-print(json.dumps(answers))
-"""
+
+
+def read_in_each(cases, path):
+    """Writes what the interface says of itself when it is imported anew in each case."""
+    answers = []
+    for case in cases:
+        for name in [n for n in sys.modules if n.startswith("noisescope.noisy_ops")]:
+            del sys.modules[name]
+        vars(noisescope).pop("noisy_ops", None)
+        os.environ.update(case)
+        try:
+            noisy_ops = importlib.import_module("noisescope.noisy_ops")
+            stats = noisy_ops.get_injection_stats()
+            stats["softmax"] = noisy_ops.should_inject_for_operator("softmax")
+            noisy_ops.disable_noisy_ops()
+            answers.append(stats)
+        except ValueError as error:
+            answers.append(str(error))
+        for name in case:
+            del os.environ[name]
+    path.write_text(json.dumps(answers))
+
 
 OFF = {"enabled": False, "forward_enabled": True, "backward_enabled": True}
 ON = {
@@ -76,19 +76,18 @@ def prefixed(case):
 
 
 @pytest.fixture(scope="module")
-def answers():
+def answers(tmp_path_factory):
+    """Read in a fork: importing PyTorch again would take seconds."""
     cases = [prefixed(case) for case, _ in CASES.values()]
     cases += [prefixed({"ENABLED": "1"} | case) for case, _ in ERRORS.values()]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("VERL_NOISY_OPS_")}
-    done = subprocess.run(
-        [sys.executable, "-c", READ, json.dumps(cases)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean,
+    path = tmp_path_factory.mktemp("read") / "answers.json"
+    with pytest.MonkeyPatch.context() as clean:
+        for name in [n for n in os.environ if n.startswith("VERL_NOISY_OPS_")]:
+            clean.delenv(name)
+        assert run_fork(lambda: read_in_each(cases, path)) == 0
+    return dict(
+        zip([*CASES, *(f"bad {n}" for n in ERRORS)], json.loads(path.read_text()), strict=True)
     )
-    assert done.returncode == 0, done.stderr
-    return dict(zip([*CASES, *(f"bad {n}" for n in ERRORS)], json.loads(done.stdout), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -188,8 +188,15 @@ def test_without_a_prediction_the_page_says_so_and_leaves_it_out():
     assert PAGE in report_files(bare)
 
 
-@pytest.mark.parametrize("kind", ["layers", "operators"])
-@pytest.mark.parametrize("is_generative", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "is_generative"),
+    [
+        ("layers", True),
+        ("operators", False),
+        pytest.param("layers", False, marks=pytest.mark.slow),
+        pytest.param("operators", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_smaller_study_has_a_page_too(kind, is_generative):
     diagnosis = small_diagnosis(kind, is_generative)
     sections = diagnosis_sections(diagnosis)
@@ -224,8 +231,17 @@ def test_of_many_conditions_those_that_cost_most_are_drawn_and_all_are_kept():
     assert drawn == {s.condition for s in by_cost[:60]}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 61])
-@pytest.mark.parametrize("name", ["L{}", "model.layers.{}.post_attention_layernorm_of_a_kind:x:0"])
+SHORT, LONG = "L{}", "model.layers.{}.post_attention_layernorm_of_a_kind:x:0"
+CROSSED = [(1, LONG), (2, SHORT), (3, LONG), (61, SHORT)]
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        *((1, SHORT), (2, LONG), (3, SHORT), (61, LONG)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in CROSSED),
+    ],
+)
 def test_any_number_of_conditions_fits(count, name):
     """A figure too small for its labels would warn, and warnings are errors here."""
     diagnosis = with_conditions(small_diagnosis(), count, name=name)

@@ -37,9 +37,9 @@ def start(directory, begun):
     ("begin", "plan", "least_calls"),
     [
         (begin_nothing, SMALL, 60),
-        (begin_in_a_step, SMALL, 45),
         (begin_in_a_step, LARGE, 60),
-        (begin_complete, LARGE, 50),
+        pytest.param(begin_in_a_step, SMALL, 45, marks=pytest.mark.slow),
+        pytest.param(begin_complete, LARGE, 50, marks=pytest.mark.slow),
     ],
 )
 def test_the_next_run_comes_to_the_same_end(tmp_path, begin, plan, least_calls):

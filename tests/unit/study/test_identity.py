@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -131,6 +132,22 @@ def test_a_function_that_holds_itself_comes_to_an_end():
     assert scored(last) == scored(last)
 
 
+def with_words(*words):
+    """A function with a set of words in its code, put in in this order."""
+    code = is_one.__code__
+    constants = tuple(
+        frozenset(words) if isinstance(value, frozenset) else value for value in code.co_consts
+    )
+    return types.FunctionType(code.replace(co_consts=constants), is_one.__globals__, "is_one")
+
+
+def test_the_digest_does_not_depend_on_the_order_in_a_set():
+    """That order is another one in each process; here it is another one for numbers that clash."""
+    assert list(frozenset((0, 8))) != list(frozenset((8, 0)))
+    assert scored(with_words(0, 8)) == scored(with_words(8, 0)) != scored(with_words(0, 16))
+
+
+@pytest.mark.slow
 def test_the_digest_is_the_same_in_every_process():
     source = (
         "from noisescope.study import scoring_of; from noisescope.tasks import make_task\n"

@@ -99,7 +99,9 @@ def test_a_torn_tail_is_cut_off_before_more_is_written(tmp_path, wanted):
     assert snapshot(directory) == wanted
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80])
+@pytest.mark.parametrize(
+    "mask", [0x20, *(pytest.param(m, marks=pytest.mark.slow) for m in (0x01, 0x80))]
+)
 def test_a_changed_byte_is_told_or_measured_again(journal, mask):
     path, results, ends = journal
     data = path.read_bytes()

@@ -41,7 +41,7 @@ def carry_out_fully(directory, plan):
     ("begin", "plan", "least_calls"),
     [
         (begin_nothing, SMALL, 45),
-        (begin_running, SMALL, 35),
+        pytest.param(begin_running, SMALL, 35, marks=pytest.mark.slow),
         (begin_running, LARGE, 45),
         (begin_complete, SMALL, 8),
         (begin_complete, LARGE, 45),

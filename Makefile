@@ -1,5 +1,6 @@
 # make demo: set up, diagnose the small model that comes with the package, show where error hurts.
 # make test: set up, check, run the tests.   make test-all: the slow ones too.
+# make docs: the documentation site, build/docs/index.html.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 # Two processes share the cores in the tests; more threads than cores would slow both down.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all lint docs setup clean
 
 demo: $(READY)
 	$(BIN)/noisescope demo
@@ -23,6 +24,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 setup: $(READY)
 

@@ -22,7 +22,7 @@ _OVER_ITS_CHANNEL = 10.0
 class Outliers(TypedDict):
     """The outlier channels of one module.
 
-    Keys:
+    Attributes:
         num_outliers: How many.
         max_ratio: The largest ratio of a channel's magnitude to the median channel's; NaN where
             no channel has a magnitude.

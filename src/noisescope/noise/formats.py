@@ -85,7 +85,7 @@ class Format:
         return (self.round(x_RK, is_weight=is_weight) - x_RK).square_()
 
     def bits(self, out: int, in_: int) -> float:
-        """Returns the bits per weight of a matrix [out, in_], scales and zero points counted."""
+        """Returns the bits per weight of a matrix `[out, in_]`, scales and zero points counted."""
         if self.scale == "none":
             return float(self.element.bits)
         per_scale = SCALE_BITS[self.scale] + (self.element.bits if self.is_asymmetric else 0)

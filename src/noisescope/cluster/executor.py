@@ -56,6 +56,7 @@ class RayExecutor:
         self._is_ours = False
         self._crew: RayCrew | None = None
         self._pool: Pool | None = None
+        self._source: dict[str, Any] | None = None  # what the workers have loaded
 
     def connect(self) -> None:
         """Connects to the cluster, or starts one.
@@ -75,6 +76,8 @@ class RayExecutor:
                 or a worker cannot load them.
         """
         self._model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+        if self._pool is not None and source != self._source:
+            self._dismiss()
         pool = self._opened(source)
         (found,) = pool.run([Job("place", "place", None)])
         if isinstance(found, GivenUp):
@@ -120,9 +123,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Ends the workers, and the connection where it was opened here."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        self._dismiss()
         if self._is_ours:
             require("ray", "ray", "--executor ray").shutdown()
             self._is_ours = False
@@ -138,6 +139,12 @@ class RayExecutor:
     ) -> None:
         self.close()
 
+    def _dismiss(self) -> None:
+        """Ends the workers: nobody needs the model that they hold."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = self._crew = self._source = None
+
     def _for(self, worker: ProfilingWorker) -> Pool:
         """Returns the pool, with the spec of a study's worker before it."""
         spec = worker.spec
@@ -146,6 +153,8 @@ class RayExecutor:
                 "--executor ray: an error model, a scoring function or a model that only this "
                 "process has cannot be sent to another; leave the executor out"
             )
+        if self._source is not None and _differ(self._source, spec["source"]):
+            self._dismiss()
         pool = self._opened(spec["source"])
         if self._crew is not None:
             self._crew.take(spec)
@@ -165,13 +174,19 @@ class RayExecutor:
         threads = torch.get_num_threads()
         needs = Needs(1 if gpus else threads, gpus, self._model_bytes)
         room = rooms(needs)
-        given = dict(source)
+        self._source, given = dict(source), dict(source)
         if gpus > 1 and given["device"] in (None, "cuda"):
             given["device"] = "auto"
         ray = require("ray", "ray", "--executor ray")
         self._crew = RayCrew(ray, needs, versions(), given, threads)
         self._pool = Pool(self._crew, self._workers or room, _warn)
         return self._pool
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tells whether two sources name different things; dtype and device may be left open in one."""
+    names = one.keys() - {"dtype", "device"}
+    return any(one[name] != other.get(name) for name in names)
 
 
 def _warn(text: str) -> None:

@@ -78,7 +78,8 @@ def connect(address: str | None) -> bool:
         said = " ".join(str(error).split())[:300]
         raise InputError(
             f"--ray-address {given}: cannot be reached ({said}); start one with 'ray start --head' "
-            "and give its host:port, with the same Python and Ray on every machine"
+            "and give its host:port, with the same Python and Ray on every machine; one that asks "
+            "for a token needs RAY_AUTH_MODE=token and its ~/.ray/auth_token here"
         ) from None
     return True
 

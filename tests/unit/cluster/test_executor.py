@@ -36,7 +36,7 @@ def origin(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(origin):
-    """The study of a single process; a study tells the paths of model and data, so it lies there."""
+    """The study of a single process, beside the others: a study tells the paths of its files."""
     with pytest.MonkeyPatch.context() as patch:
         in_small_units(patch)
         with_plain_figures(patch)
@@ -208,3 +208,29 @@ def test_a_model_without_memory_for_it_is_told(place, monkeypatch, capsys):
     assert "no worker could be started: worker on " in error
     assert "there is no memory for the model: give more --gpus-per-worker" in error
     assert not (place / "study").exists()
+
+
+def test_one_executor_serves_study_after_study(place, monkeypatch):
+    """The workers stay while model and data are the same, and are others where they are not."""
+    loaded = load_model("llama", device="cpu")
+    source = {
+        "model": str(place / "llama"),
+        "tokenizer": None,
+        "dtype": None,
+        "device": None,
+        "trust_remote_code": False,
+        "data": str(place / "test.parquet"),
+        "max_new_tokens": 3,
+    }
+
+    def records(executor, samples, seed=0):
+        task = load_task("test.parquet", samples, max_new_tokens=3)
+        given = {**source, "samples": samples}
+        noise = RelativeGaussian(0.2)
+        options = {"window": 1, "seed": seed, "memory_gib": 1, "executor": executor}
+        return diagnose_layers(loaded, task, noise, source=given, **options).records
+
+    with ray_here(monkeypatch) as crews, RayExecutor() as executor:
+        for samples, seed, count in ((4, 0, 1), (4, 1, 1), (6, 0, 2)):
+            assert records(executor, samples, seed) == records(None, samples, seed)
+            assert len(crews) == count

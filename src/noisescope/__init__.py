@@ -23,6 +23,7 @@ from noisescope.errors import (
     SelectionError,
 )
 from noisescope.export import export_files
+from noisescope.harness import NoisyLM, TaskOptions, evaluate_tasks
 from noisescope.inject import CORE_OPERATORS, OPERATORS, Dose, Session, Site, inject
 from noisescope.models import LoadedModel, fingerprint, load_model, register_family
 from noisescope.noise import (
@@ -43,12 +44,24 @@ from noisescope.profile import Profile
 from noisescope.report import result_of, write_report
 from noisescope.study import Diagnosis, Margins
 from noisescope.tasks import Sample, Task, load_task, make_task, token_task
+from noisescope.trackers import log_diagnosis, log_evaluation
+from noisescope.training import (
+    QERL,
+    AqnCallback,
+    AqnSchedule,
+    NoiseCallback,
+    layer_multipliers,
+    weight_noise,
+)
 
 __all__ = [
     "CORE_OPERATORS",
     "OPERATORS",
+    "QERL",
     "AbsoluteGaussian",
     "ActivationCapture",
+    "AqnCallback",
+    "AqnSchedule",
     "Assignment",
     "Bias",
     "BitFlips",
@@ -63,8 +76,10 @@ __all__ = [
     "IntegratedDiagnostic",
     "LoadedModel",
     "Margins",
+    "NoiseCallback",
     "NoisescopeError",
     "NoisescopeWarning",
+    "NoisyLM",
     "Profile",
     "RelativeGaussian",
     "RoundModules",
@@ -76,21 +91,27 @@ __all__ = [
     "Site",
     "StuckChannels",
     "Task",
+    "TaskOptions",
     "diagnose_channels",
     "diagnose_layers",
     "diagnose_model",
     "diagnose_operators",
     "diagnose_sites",
+    "evaluate_tasks",
     "export_files",
     "fingerprint",
     "inject",
+    "layer_multipliers",
     "load_model",
     "load_task",
+    "log_diagnosis",
+    "log_evaluation",
     "make_format",
     "make_task",
     "recommend_formats",
     "register_family",
     "result_of",
     "token_task",
+    "weight_noise",
     "write_report",
 ]

@@ -1,0 +1,1 @@
+"""Nothing: its modules are imported by name."""

@@ -34,6 +34,8 @@ _numbers: set[int] = set()
 # Calls of each operator in each module, counted within one pass of a region.
 Calls = dict[tuple[str, str], int]
 
+# Names that wrappers put between a module and what they wrap: of torch.compile, and of FSDP.
+_WRAPPED = re.compile(r"\.(_orig_mod|_fsdp_wrapped_module)(?=\.|$)")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 
 
@@ -114,7 +116,8 @@ class Tracker:
         self._has_compiled = False
         self._running: list[nn.Module] = []  # roots, outermost first
         self._calls: dict[str, Calls] = {}
-        self._first_inside: dict[str, str] = {}
+        self._first_inside: dict[str, set[str]] = {}
+        self._descending: set[str] = set()  # regions of which no module has returned yet
         self._second_runs: dict[str, tuple[Rows | None, Calls]] = {}
         self._held: OrderedDict[tuple[str, int], tuple[Rows, Calls]] = OrderedDict()
 
@@ -143,7 +146,7 @@ class Tracker:
     def _attach_region(self, region: str, holder: str, root: nn.Module, stack: ExitStack) -> None:
         entries = {id(module) for module in entry_modules(root)}
         for name, module in root.named_modules():
-            full = ".".join(p for p in (holder, name) if p).replace("._orig_mod", "")
+            full = _WRAPPED.sub("", ".".join(p for p in (holder, name) if p))
             before, after = self._hooks(region, full, module, id(module) in entries)
             _hook(module, before, after, stack)
 
@@ -151,6 +154,7 @@ class Tracker:
         self, region: str, name: str, module: nn.Module, is_entry: bool
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         number, places, first_inside = self._number, self.places, self._first_inside
+        descending = self._descending
         operator = module_operator(module)
         loses_rows = is_experts(name, module)
 
@@ -163,7 +167,8 @@ class Tracker:
                 )
             above = places[-1] if places else None
             if above is not None and above.region == region:
-                first_inside.setdefault(region, name)
+                if region in descending:
+                    first_inside.setdefault(region, set()).add(name)
                 place: Place | None = Place(region, name, above.rows, above.calls)
             else:
                 place = self._next_place(region, name, is_entry, args, kwargs)
@@ -184,6 +189,7 @@ class Tracker:
                 from noisescope.inject import compiled
 
                 return compiled.after(number, region, name, loses_rows, output)
+            descending.discard(region)
             place = places[-1] if places else None
             if place is None or place.module != name or place.region != region:
                 return None  # the way in noted no place
@@ -237,6 +243,8 @@ class Tracker:
             return None
         above = self.place
         if is_entry:
+            if not is_recomputing():
+                self._descending.add(region)
             return Place(region, name, *self._pass_of(region, args, kwargs))
         if above is None and is_recomputing():
             return Place(region, name, *self._second_run_of(region, name, args, kwargs))
@@ -312,7 +320,7 @@ class Tracker:
         Transformers checkpoints a layer's `forward` and not its call. The first module inside then
         begins the second run: it is given the layer's own input, by which the pass is known.
         """
-        if region not in self._second_runs or name == self._first_inside.get(region):
+        if region not in self._second_runs or name in self._first_inside.get(region, ()):
             self._second_runs[region] = self._pass_of(region, args, kwargs)
         return self._second_runs[region]
 

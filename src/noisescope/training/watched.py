@@ -15,7 +15,6 @@ from noisescope.inject import Session, Site, Witness, inject, merge_witnesses
 from noisescope.noise import ErrorModel
 
 _WORDS = 2**32
-FSDP = "FullyShardedDataParallel"
 
 
 class WatchedNoise:
@@ -28,9 +27,6 @@ class WatchedNoise:
         seed: First key word.
         draw: Draw of step 0; a later step's is added to it.
         **selection: Arguments of `inject` from ``layers`` to ``positions``, and ``phases``.
-
-    Raises:
-        InputError: Layers that FSDP (version 1) wraps and checkpointing runs again.
     """
 
     def __init__(
@@ -42,7 +38,6 @@ class WatchedNoise:
         draw: int = 0,
         **selection: Any,
     ) -> None:
-        _check_second_runs(model)
         self.work = work
         self.first_draw = draw
         self.session: Session = inject(model, error_model, seed=seed, draw=draw, **selection)
@@ -122,22 +117,6 @@ class WatchedNoise:
                     f"no {phase} noise arrived in the {self.work}: rounding erased all of it "
                     f'({dose}). Use a larger scale, float32, or rounding="stochastic".'
                 )
-
-
-def _check_second_runs(model: nn.Module) -> None:
-    """Raises InputError where a checkpoint's second run could not be told to be one of its layer.
-
-    FSDP's wrapper is what a layer is called by; a checkpoint inside it passes the wrapper over, and
-    with several micro-batches its second run would meet the noise of another.
-    """
-    has_checkpoints = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    wrapped = [n for n, m in model.named_modules() if n and type(m).__name__ == FSDP]
-    if has_checkpoints and wrapped:
-        raise InputError(
-            f"{len(wrapped)} modules are wrapped by {FSDP} and layers are checkpointed: what runs "
-            "again inside such a wrapper could not meet the same noise; use FSDP version 2 "
-            "(fully_shard; in verl strategy=fsdp2), or switch gradient checkpointing off"
-        )
 
 
 def dose_figures(prefix: str, witness: Witness, phases: tuple[str, ...]) -> dict[str, float]:

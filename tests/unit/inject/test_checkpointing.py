@@ -71,6 +71,66 @@ def test_scale_0_leaves_outputs_and_gradients_to_the_last_bit(kind):
         assert torch.equal(gradients[name], parameter.grad), name
 
 
+class Wrapper(nn.Module):
+    """A layer is called by it, as by FSDP of version 1; a checkpoint runs what is inside."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+
+    def forward(self, *args, **kwargs):
+        return self._fsdp_wrapped_module(*args, **kwargs)
+
+
+def accumulated(is_checkpointed, wrap=lambda layer: layer):
+    """Gradients and session of two micro-batches, each forward and back before the next."""
+    model = small_model("llama").train()
+    model.model.layers = nn.ModuleList(wrap(layer) for layer in model.model.layers)
+    if is_checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with inject(model, RelativeGaussian(0.05), phases=("forward", "backward")) as session:
+        for batch in BATCHES:
+            model(input_ids=batch, use_cache=False).logits.cos().sum().backward()
+    named = model.named_parameters()
+    gradients = {n.replace("._fsdp_wrapped_module", ""): p.grad for n, p in named}
+    return gradients, session
+
+
+def test_layers_in_wrappers_have_the_sites_and_the_noise_of_those_without():
+    plain, one = accumulated(is_checkpointed=False)
+    for is_checkpointed in (False, True):
+        gradients, other = accumulated(is_checkpointed, Wrapper)
+        torch.testing.assert_close(gradients, plain, rtol=1e-4, atol=1e-5)
+        assert other.counts == one.counts
+
+
+def forwards(session):
+    return {name: counts["forward"] for name, counts in session.counts.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*FSDP:UserWarning", "ignore:.*fully_shard:FutureWarning")
+def test_layers_that_fsdp_1_wraps_have_the_sites_and_the_noise_of_those_without():
+    dist, fsdp = torch.distributed, pytest.importorskip("torch.distributed.fsdp")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    def wrap(layer):
+        device = torch.device("cpu")
+        return fsdp.FullyShardedDataParallel(layer, use_orig_params=True, device_id=device)
+
+    try:
+        plain, one = accumulated(is_checkpointed=False)
+        for is_checkpointed in (False, True):
+            gradients, other = accumulated(is_checkpointed, wrap)
+            assert forwards(other) == forwards(one)
+            for name, gradient in plain.items():
+                if "layernorm" in name:  # a view of FSDP's own flat weights there, and not noisy
+                    continue
+                torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
 class Layers(nn.Module):
     """A list of layers that the caller runs under checkpoints of their own."""
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from helpers.small_models import small_model
-from torch import nn
 
-from noisescope.errors import DoseError, InputError
+from noisescope.errors import DoseError
 from noisescope.noise import RelativeGaussian
 from noisescope.training.watched import WatchedNoise, dose_figures
 
@@ -58,27 +57,3 @@ def test_a_head_that_is_passed_over_is_noticed():
     with torch.no_grad(), body.at(0):
         model(input_ids=IDS)
     assert not body.is_head_silent
-
-
-class FullyShardedDataParallel(nn.Module):
-    """As FSDP of version 1: a layer is called by it."""
-
-    def __init__(self, module):
-        super().__init__()
-        self._fsdp_wrapped_module = module
-
-    def forward(self, *args, **kwargs):
-        return self._fsdp_wrapped_module(*args, **kwargs)
-
-
-def test_checkpointed_layers_inside_fsdp_1_are_refused():
-    model = small_model("llama")
-    layers = model.model.layers
-    for number in range(len(layers)):
-        layers[number] = FullyShardedDataParallel(layers[number])
-    WatchedNoise(model, NOISE, "update")
-    model.activation_checkpointing_enable()
-    with pytest.raises(
-        InputError, match="3 modules are wrapped by FullyShardedDataParallel and la"
-    ):
-        WatchedNoise(model, NOISE, "update")

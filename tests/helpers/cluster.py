@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import psutil
 
@@ -89,6 +90,9 @@ class CrewHere:
         worker = worker_class()()
         return worker, self._call(worker.start, self.versions, self.source, self.threads)
 
+    def ping(self, worker):
+        return self._call(worker.ping)
+
     def call(self, worker, job):
         def work(kind, spec, given):
             station = worker.station
@@ -133,6 +137,9 @@ class _Failing:
         return self.station.work(*given)
 
 
+_CONNECTED = SimpleNamespace(is_initialized=lambda: True)
+
+
 @contextmanager
 def ray_here(monkeypatch, fails=lambda job: None):
     """Has `--executor ray` work in this process; yields the crews that were made."""
@@ -143,6 +150,7 @@ def ray_here(monkeypatch, fails=lambda job: None):
         return crews[-1]
 
     with monkeypatch.context() as patch:
+        patch.setattr(executor, "require", lambda *given: _CONNECTED)
         patch.setattr(executor, "connect", lambda address: False)
         patch.setattr(executor, "rooms", lambda needs: 2)
         patch.setattr(executor, "has_gpus", lambda: False)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from noisescope.cli import options as o
 from noisescope.cli.executing import ClusterOptions
+from noisescope.cluster import check_device
 from noisescope.errors import InputError
 from noisescope.noise import ErrorModel, RoundTo, make_error_model
 from noisescope.study import Margins
@@ -103,7 +104,8 @@ class StudyOptions(RunOptions):
         o.check_numbers(self.seed, draws=self.draws)
         o.check_margins(self.accuracy_margin, self.kl_margin)
         parse_trackers(self.log)
-        self.cluster  # noqa: B018, made to be checked
+        if self.cluster.is_elsewhere:
+            check_device(self.device)
 
     def error_model(self) -> ErrorModel:
         """Returns what is added, or done to weights and activations.

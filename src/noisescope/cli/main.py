@@ -23,7 +23,11 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line; leaves with 0, 2 for a user's mistake, 130 when interrupted."""
+    """Runs the command line and leaves with its status.
+
+    It is 0, 1 where units were given up, 2 for a user's mistake, 130 when interrupted; gates have
+    their own.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal of ASCII shows '?' for a bar

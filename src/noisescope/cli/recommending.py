@@ -15,6 +15,7 @@ from noisescope.assignment import Assignment
 from noisescope.cli import options as o
 from noisescope.cli.commands import app, interrupts_told, load_from
 from noisescope.cli.executing import UNITS_FAILED, ClusterOptions
+from noisescope.cluster import check_device
 from noisescope.diagnose.recommend import check_formats, recommend_formats
 from noisescope.errors import InputError, near_names
 from noisescope.export import EXPORTS, export_files
@@ -108,6 +109,8 @@ def recommend(
     o.check_memory(memory_gib)
     o.check_margins(accuracy_margin, kl_margin)
     cluster = ClusterOptions(executor, ray_address, workers, gpus_per_worker)
+    if cluster.is_elsewhere:
+        check_device(device)
     given = {
         "data": data,
         "samples": samples,
@@ -131,9 +134,11 @@ def recommend(
         "margins": Margins(accuracy_margin, kl_margin),
         "out": out,
     }
-    _carry_out(source, names, asked, wanted, cluster)
+    diagnosis = _carry_out(source, names, asked, wanted, cluster)
     if is_beside and source.study is not None:
         _renew(source.study)
+    if diagnosis.failures:
+        raise typer.Exit(UNITS_FAILED)
 
 
 def _carry_out(
@@ -142,7 +147,7 @@ def _carry_out(
     asked: Mapping[str, Any],
     engines: list[str] | None,
     cluster: ClusterOptions,
-) -> None:
+) -> Diagnosis:
     """Loads, measures, prints and writes."""
     values, out = source.values, asked["out"]
     task = load_task(values["data"], values["samples"], max_new_tokens=values["max_new_tokens"])
@@ -167,8 +172,7 @@ def _carry_out(
             )
         print_recommendation(Console(), diagnosis)
         if diagnosis.recommendation is None:
-            _end(diagnosis)
-            return
+            return diagnosis
         modules = [name for name, _ in loaded.model.named_modules()]
         exports = exports_of(diagnosis.recommendation, modules, engines)
         for engine, why in exports.left_out.items():
@@ -178,17 +182,11 @@ def _carry_out(
                 typer.echo(f"{name}: {note}")
         if out is None:
             typer.echo("Nothing was written: --out DIR keeps the study, report and engines' files.")
-            return
+            return diagnosis
         written = write_recommendation(diagnosis, out, exports)
         files = ", ".join(name for name in written if name.startswith("exports/"))
         typer.echo(f"Written: {out / PAGE}; beside it result.json, figures, {files}.")
-        _end(diagnosis)
-
-
-def _end(diagnosis: Diagnosis) -> None:
-    """Leaves with the status of a study that lacks units, where it does."""
-    if diagnosis.failures:
-        raise typer.Exit(UNITS_FAILED)
+        return diagnosis
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@
 worker; `reach` finds the cluster. Importing this imports no Ray.
 """
 
-from noisescope.cluster.executor import RayExecutor
+from noisescope.cluster.executor import RayExecutor, check_device
 
-__all__ = ["RayExecutor"]
+__all__ = ["RayExecutor", "check_device"]

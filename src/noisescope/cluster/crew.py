@@ -4,6 +4,7 @@ Actors are not restarted by Ray: the pool knows what was lost with one.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from noisescope.cluster.pool import Done, Job
@@ -55,6 +56,11 @@ class RayCrew:
         ).remote()
         return actor, actor.start.remote(self._versions, self._source, self._threads)
 
+    def ping(self, worker: Any) -> Hashable:
+        """Has an actor say that it is there."""
+        called: Hashable = worker.ping.remote()
+        return called
+
     def call(self, worker: Any, job: Job) -> Hashable:
         """Has an actor do a job after those it has."""
         called: Hashable = worker.work.remote(job.kind, self._spec, job.work)
@@ -76,8 +82,10 @@ class RayCrew:
         return Done(answer["value"])
 
     def dismiss(self, worker: Any) -> None:
-        """Kills an actor."""
-        self._ray.kill(worker)
+        """Kills an actor; where the connection was ended it is gone already."""
+        if self._ray.is_initialized():  # or Ray would open another one
+            with suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.kill(worker)
 
     def missing(self) -> str:
         """Returns what an actor waits for, in words."""

@@ -1,7 +1,8 @@
 """The executor of a study on Ray: what the study asks for becomes jobs of a pool of workers."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,12 +13,24 @@ from noisescope.cluster.pool import GivenUp, Job, Pool
 from noisescope.cluster.reach import Needs, connect, has_gpus, rooms
 from noisescope.errors import InputError, NoisescopeError, NoisescopeWarning
 from noisescope.extras import require
-from noisescope.measure import PassResult, ProfilePass, Unit, UnitResult
+from noisescope.measure import PassResult, ProfilePass, UnitResult
 from noisescope.models import LoadedModel
 from noisescope.study import Place, UnitFailure
 from noisescope.study.channels import ModuleChannels
-from noisescope.study.executor import ProfilingWorker
+from noisescope.study.executor import ProfilingWorker, UnitSource
 from noisescope.versions import versions
+
+_DEVICES = (None, "auto", "cpu", "cuda")
+_SOURCE = (
+    "model",
+    "tokenizer",
+    "dtype",
+    "device",
+    "trust_remote_code",
+    "data",
+    "samples",
+    "max_new_tokens",
+)
 
 
 class RayExecutor:
@@ -76,24 +89,24 @@ class RayExecutor:
                 or a worker cannot load them.
         """
         self._model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        if self._pool is not None and source != self._source:
+        given = None if source is None else _checked(source)
+        if given != self._source:
             self._dismiss()
-        pool = self._opened(source)
+        pool = self._opened(given)
+        pool.start()
         (found,) = pool.run([Job("place", "place", None)])
         if isinstance(found, GivenUp):
             raise NoisescopeError(f"no worker could be started: {found.error}")
         _, told = found
         return Place(told["device"], told["memory_gib"])
 
-    def run(
-        self, worker: ProfilingWorker, units: Iterable[Unit]
-    ) -> Iterator[UnitResult | UnitFailure]:
+    def run(self, worker: ProfilingWorker, units: UnitSource) -> Iterator[UnitResult | UnitFailure]:
         """Yields what came of each unit, as it is finished; see `Executor`."""
         pool = self._for(worker)
         jobs = (
             Job("unit", u.name, (u.as_json(), dict(worker.known_answers(u.samples)))) for u in units
         )
-        for found in pool.run(jobs):
+        for found in pool.run(jobs, lambda: units.is_over):
             if isinstance(found, GivenUp):
                 yield UnitFailure(found.name, found.attempts, found.error)
             else:
@@ -123,10 +136,12 @@ class RayExecutor:
 
     def close(self) -> None:
         """Ends the workers, and the connection where it was opened here."""
-        self._dismiss()
-        if self._is_ours:
-            require("ray", "ray", "--executor ray").shutdown()
-            self._is_ours = False
+        try:
+            self._dismiss()
+        finally:
+            if self._is_ours:
+                require("ray", "ray", "--executor ray").shutdown()
+                self._is_ours = False
 
     def __enter__(self) -> Self:
         return self
@@ -162,8 +177,10 @@ class RayExecutor:
 
     def _opened(self, source: Mapping[str, Any] | None) -> Pool:
         """Returns the pool of workers, which is made at first."""
-        if self._pool is not None:
+        ray = require("ray", "ray", "--executor ray")
+        if self._pool is not None and ray.is_initialized():
             return self._pool
+        self._dismiss()  # what is left of a connection that somebody has ended
         if source is None:
             raise InputError(
                 "--executor ray: model and data must lie in files that every machine can read; "
@@ -171,16 +188,37 @@ class RayExecutor:
             )
         self.connect()
         gpus = self._gpus if self._gpus is not None else int(has_gpus())
+        gpus = 0 if source["device"] == "cpu" else gpus
         threads = torch.get_num_threads()
         needs = Needs(1 if gpus else threads, gpus, self._model_bytes)
         room = rooms(needs)
         self._source, given = dict(source), dict(source)
         if gpus > 1 and given["device"] in (None, "cuda"):
             given["device"] = "auto"
-        ray = require("ray", "ray", "--executor ray")
         self._crew = RayCrew(ray, needs, versions(), given, threads)
         self._pool = Pool(self._crew, self._workers or room, _warn)
         return self._pool
+
+
+def check_device(device: str | None) -> None:
+    """Raises InputError for a device that a worker cannot be told: it sees its own GPUs alone."""
+    if device not in _DEVICES:
+        raise InputError(
+            f"--device {device} with --executor ray: a worker takes the GPUs that it is given; "
+            "accepted are cuda, cpu and auto, or leave it out"
+        )
+
+
+def _checked(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a source as JSON holds it; raises InputError where something lacks in it."""
+    lacks = [name for name in _SOURCE if name not in source]
+    if lacks:
+        raise InputError(
+            f"source lacks {', '.join(map(repr, lacks))}: it tells every worker what to load; "
+            f"needed are {', '.join(_SOURCE)}"
+        )
+    check_device(source["device"])
+    return {n: str(v) if isinstance(v, PurePath) else v for n, v in source.items()}
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -16,6 +16,8 @@ ATTEMPTS = 3
 _PAUSE_S = 1.0
 # A model takes its time to load.
 _PATIENCE = 60
+# Waits for those that are not ready when the first is.
+_GRACE = 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Crew(Protocol):
     def hire(self) -> tuple[Any, Hashable]:
         """Returns a new worker, and the call that is done when it is ready."""
 
+    def ping(self, worker: Any) -> Hashable:
+        """Returns a call that is done at once where a worker is still there."""
+
     def call(self, worker: Any, job: Job) -> Hashable:
         """Has a worker do a job after those it has; returns the call."""
 
@@ -91,6 +96,7 @@ class _Member:
 
     worker: Any
     starting: Hashable | None
+    is_new: bool = True
     calls: deque[tuple[Hashable, Job]] = field(default_factory=deque)
 
 
@@ -108,21 +114,49 @@ class Pool:
         self._members: list[_Member] = []
         self._failed_starts = self._idle = 0
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any] | GivenUp]:
+    def start(self) -> None:
+        """Starts the workers; waits for the first, and a while for the others.
+
+        So what one of them has to complain of is mostly heard before anything is measured.
+
+        Raises:
+            NoisescopeError: As in `run`.
+        """
+        self._check_alive()
+        waited = 0
+        while waited < _GRACE:
+            self._hire()
+            starting = [m for m in self._members if m.starting is not None]
+            if not starting:
+                return
+            for call in self._wait():
+                list(self._take(call, Counter(), deque()))
+            waited += len(starting) < len(self._members)
+
+    def run(
+        self, jobs: Iterable[Job], is_over: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[str, Any] | GivenUp]:
         """Yields the name and the value of each job once, or that it was given up, in any order.
 
         Jobs are asked for one by one, as workers have room. Closing the iterator ends the workers
         that are at work.
+
+        Args:
+            jobs: What is to be done.
+            is_over: Tells whether what is in hand is the last: then nothing is tried again.
 
         Raises:
             NoisescopeError: A worker found something that the user must mend, or none can be had.
         """
         source, again = iter(jobs), deque[Job]()
         attempts = Counter[str]()
+        self._check_alive()
         try:
             while True:
                 self._hire()
-                is_more = self._hand_out(source, again)
+                if is_over():
+                    again.clear()
+                is_more = not is_over() and self._hand_out(source, again)
                 if not is_more and not any(m.calls for m in self._members):
                     return
                 for call in self._wait():
@@ -136,6 +170,13 @@ class Pool:
         """Ends all workers."""
         for member in list(self._members):
             self._drop(member)
+
+    def _check_alive(self) -> None:
+        """Has every idle worker say that it is there: one that was lost meanwhile gets no job."""
+        self._failed_starts = 0
+        for member in self._members:
+            if member.starting is None:
+                member.starting = self._crew.ping(member.worker)
 
     def _hire(self) -> None:
         while len(self._members) < self._size:
@@ -195,13 +236,19 @@ class Pool:
             yield GivenUp(job.name, attempts[job.name], done.error)
 
     def _started(self, member: _Member, done: Done) -> None:
-        member.starting = None
+        is_new, member.starting, member.is_new = member.is_new, None, False
         if not done.error:
             self._failed_starts = 0
             return
         self._drop(member)
+        if not is_new:  # lost while it had nothing to do
+            return
         self._failed_starts += 1
         if self._failed_starts >= ATTEMPTS:
+            if any(m.starting is None for m in self._members):
+                self._size, self._failed_starts = len(self._members), 0
+                self._tell(f"it goes on with {self._size} workers: {done.error}")
+                return
             raise NoisescopeError(
                 f"no worker could be started: {done.error}; what is measured is kept: run the same "
                 "command when that is mended"

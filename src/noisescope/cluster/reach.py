@@ -16,6 +16,8 @@ from noisescope.extras import require
 _KNOCK_S = 5.0
 _GIB = 1 << 30
 _STARTS_HERE = (None, "local")
+# What Ray raises where it cannot connect, or lacks what its client needs; it may also leave.
+_REFUSALS = (ConnectionError, RuntimeError, OSError, ValueError, ImportError, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,26 @@ def connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     given = address or os.environ.get("RAY_ADDRESS") or None
+    named = f"--ray-address {given}" if address else f"RAY_ADDRESS={given}"
     if given not in (*_STARTS_HERE, "auto"):
-        _knock(str(given))
+        _knock(str(given), named)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if given in _STARTS_HERE:
         options["include_dashboard"] = False
     try:
         ray.init(address=given or "local", **options)
-    except (ConnectionError, RuntimeError, OSError, TimeoutError, SystemExit) as error:
+    except _REFUSALS as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(
-            f"--ray-address {given}: cannot be reached ({said}); start one with 'ray start --head' "
+            f"{named}: cannot be reached ({said}); start one with 'ray start --head' "
             "and give its host:port, with the same Python and Ray on every machine; one that asks "
             "for a token needs RAY_AUTH_MODE=token and its ~/.ray/auth_token here"
         ) from None
     return True
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, named: str) -> None:
     """Raises InputError unless somebody listens at an address."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
@@ -93,14 +96,14 @@ def _knock(address: str) -> None:
         host, port = None, None
     if not host or not port or parts.scheme not in ("", "ray"):
         raise InputError(
-            f"--ray-address {address!r}: host:port is needed, such as 10.0.0.1:6379, or "
+            f"{named}: host:port is needed, such as 10.0.0.1:6379, or "
             "ray://host:10001, or auto for the cluster on this machine"
         )
     try:
         socket.create_connection((host, port), timeout=_KNOCK_S).close()
     except OSError as error:
         raise InputError(
-            f"--ray-address {address}: nobody answers there ({error}); 'ray start --head' on that "
+            f"{named}: nobody answers there ({error}); 'ray start --head' on that "
             "machine prints its address, and 'ray status' tells whether it runs"
         ) from None
 

@@ -36,7 +36,7 @@ def worker_class() -> type:
                 )
                 return {"kind": "users", "error": say}
             for name, version in versions.items():
-                if found.get(name) != version:
+                if name != "python" and found.get(name) != version:
                     say = (
                         f"{here}: {name} is {found.get(name)} there and {version} here, and "
                         "numbers depend on it: give every machine the same versions"
@@ -52,6 +52,10 @@ def worker_class() -> type:
                 "there is no memory for the model: give more --gpus-per-worker, or a smaller "
                 "--dtype",
             )
+
+        def ping(self) -> dict[str, Any]:
+            """Returns that it is there."""
+            return {"value": None}
 
         def work(self, kind: str, spec: Mapping[str, Any], work: Any) -> dict[str, Any]:
             """Returns the `value` of `Station.work`, or an `error`."""

@@ -30,7 +30,8 @@ class Station:
     def __init__(self, source: Mapping[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self._loaded: Loaded = load_source(source)
-        self._spec: dict[str, Any] | None = None
+        self._spec: dict[str, Any] | None = None  # without its conditions
+        self._conditions: dict[str, Any] = {}
         self._worker: Worker | None = None
 
     def place(self) -> dict[str, Any]:
@@ -69,12 +70,13 @@ class Station:
 
     def _worker_of(self, spec: Mapping[str, Any]) -> Worker:
         """Returns the worker of a spec: the one that is there, where only conditions were added."""
-        asked = {name: value for name, value in spec.items() if name != "conditions"}
-        if self._worker is None or asked != self._spec:
-            self._worker, self._spec = worker_of(spec, self._loaded), asked
-        self._worker.add(
-            Condition.from_json(name, entry) for name, entry in spec["conditions"].items()
-        )
+        asked = {**spec, "conditions": {}}
+        conditions = spec["conditions"]
+        has_others = any(conditions.get(n, known) != known for n, known in self._conditions.items())
+        if self._worker is None or asked != self._spec or has_others:
+            self._worker, self._spec, self._conditions = worker_of(spec, self._loaded), asked, {}
+        self._conditions |= conditions
+        self._worker.add(Condition.from_json(name, entry) for name, entry in conditions.items())
         return self._worker
 
 

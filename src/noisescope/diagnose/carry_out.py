@@ -137,7 +137,8 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
             try:
                 told = _measure(study, question, loaded, task, options)
             except NoisescopeError:
-                if study.directory is not None and not study.opening and not study.records:
+                is_void = not study.records or (bool(study.witnesses) and not _arrived(study))
+                if study.directory is not None and not study.opening and is_void:
                     discard(study.directory, with_directory=not was_there)
                 raise
             if not study.failures:
@@ -147,7 +148,7 @@ def carry_out(question: Question, loaded: LoadedModel, task: Task, options: Opti
         weak = weak_dose_note(study.witnesses)
         if weak is not None:
             warnings.warn(weak, DoseWarning, stacklevel=4)
-        if study.directory is not None:
+        if study.directory is not None and not study.failures:
             told = read_told(study.directory)
         return make_diagnosis(
             study.plan,
@@ -177,6 +178,11 @@ def _measure(
     worker = follow.worker
     if not study.plan.is_adaptive:
         study.run(worker, options.executor, options.progress)
+        if study.failures and not study.witnesses:
+            raise NoisescopeError(
+                f"every unit failed, the first {study.failures[0].attempts} times: "
+                f"{study.failures[0].error}; the same command tries them again"
+            )
         return follow.run() if study.plan.has_steps else Told()
 
     def next_units(records: Sequence[Record]) -> list[Unit]:
@@ -243,8 +249,12 @@ def _within_limits(plan: StudyPlan, options: Options) -> StudyPlan:
 
 
 def _arrived(study: Study) -> list[str]:
-    """Returns the conditions of which units are kept: their noise was seen to arrive."""
-    return [name for name, witness in study.witnesses.items() if witness.records]
+    """Returns the conditions whose noise was seen to arrive in the units that are kept."""
+    return [
+        name
+        for name, witness in study.witnesses.items()
+        if witness.counts and not witness.dose().is_all_lost
+    ]
 
 
 def _round_units(plan: StudyPlan, records: Sequence[Record]) -> list[Unit]:

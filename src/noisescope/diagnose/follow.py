@@ -69,9 +69,7 @@ class Follow:
         profile = self._profile()
         modules: tuple[ModuleChannels, ...] = ()
         if any(step.needs_outliers for step in self.question.steps):
-            modules = channels_kept_or_made(
-                self.study, lambda: self.executor.channels(self.worker)
-            )
+            modules = channels_kept_or_made(self.study, lambda: self.executor.channels(self.worker))
         return Told(profile, modules)
 
     def _profile(self) -> Profile | None:
@@ -86,10 +84,13 @@ class Follow:
         except InputError as error:
             warnings.warn(f"nothing is predicted: {error}", NoisescopeWarning, stacklevel=6)
             return None
-        return kept_or_made(
-            self.study,
-            lambda: self.worker.profile(profiled, question.profile_options, self._backward),
-        )
+        is_whole = not self.study.failures  # or some clean answers are not known
+
+        def make() -> Profile:
+            options = question.profile_options
+            return self.worker.profile(profiled, options, self._backward, decodes=is_whole)
+
+        return kept_or_made(self.study, make, is_kept=is_whole)
 
     def _backward(self, passes: Sequence[ProfilePass]) -> Iterator[PassResult]:
         """Has passes carried out, and tells how many are."""

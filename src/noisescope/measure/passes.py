@@ -115,8 +115,9 @@ class Passes:
         self._apart, self._gib, self._context_length = apart, gib, context_length
         self._weights = DisturbedWeights(int(gib * GIB / WEIGHTS_SHARE))
         is_alone = apart.minds_length or apart.has_experts
-        self._most_rows = 1 if is_alone else most_rows
-        self._copies = False
+        self._allowed = 1 if is_alone else most_rows
+        self._most_rows = self._allowed
+        self._copies = False  # which changes no number
 
     def run(self, asked: ProfilePass, tell: Callable[[float], None] | None = None) -> PassResult:
         """Runs a pass.
@@ -128,6 +129,8 @@ class Passes:
         Raises:
             MemoryShortError: There is no memory for even one row.
         """
+        # Afresh for every pass, or one would depend on those before it.
+        self._most_rows = self._allowed
         texts, parts = asked.texts, list[PassPart]()
         seen, boundaries = dict[SiteKey, None](), dict[SiteKey, None]()
         begin, count = 0, len(texts.names)

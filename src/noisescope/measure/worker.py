@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 
-from noisescope.errors import InputError, MemoryShortError, NoisescopeWarning
+from noisescope.errors import (
+    DoseError,
+    InputError,
+    MemoryShortError,
+    NoisescopeWarning,
+    SelectionError,
+)
 from noisescope.inject import RideError, Session, Witness
 from noisescope.inject.weights import DisturbedWeights
 from noisescope.measure.answers import Answer, Boarding, Limits, Prompt
@@ -128,15 +134,21 @@ class Worker:
 
         Args:
             result: What came of it. Its clean answers are not decoded again.
-            first: Conditions of which nothing was known before: their noise must have arrived.
+            first: Conditions whose noise must have arrived in it, unless it has before; of others
+                it is noted where it has.
 
         Raises:
             SelectionError: A condition's selection names nothing, or never fired.
             DoseError: Rounding erased all of a condition's noise.
         """
         self.know({r.sample: r.answer_ids for r in result.records if r.answer_ids is not None})
-        for name in first:
-            self._check_arrived(name, result.witnesses[name])
+        must = set(first)
+        for name, witness in result.witnesses.items():
+            try:
+                self._check_arrived(name, witness)
+            except (SelectionError, DoseError):
+                if name in must:
+                    raise
 
     def known_answers(self, samples: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
         """Returns the token ids of the clean answers that are known, of these samples or of all."""
@@ -164,9 +176,16 @@ class Worker:
             except (RuntimeError, MemoryError) as error:  # torch's own are RuntimeErrors
                 self._make_smaller(error)
 
-    def clean_texts(self) -> Texts:
-        """Returns every sample with its clean answer; those that are not known are decoded."""
+    def clean_texts(self, decodes: bool = True) -> Texts:
+        """Returns every sample with its clean answer.
+
+        Args:
+            decodes: Whether those that are not known are decoded; otherwise they are left out.
+        """
+        self._halvings, self._is_plain = 0, False  # whatever the unit before it needed
         names = tuple(self._samples)
+        if not decodes and self._task.is_generative:
+            names = tuple(name for name in names if name in self._clean)
         if not self._task.is_generative:  # a text is scored along itself, from its second token on
             ids = [self._prompts[name] for name in names]
             return Texts(names, tuple(i[:1] for i in ids), tuple(i[1:] for i in ids))
@@ -186,6 +205,8 @@ class Worker:
         error_models: Sequence[ErrorModel],
         options: ProfileOptions,
         run: RunPasses | None = None,
+        *,
+        decodes: bool = True,
     ) -> Profile:
         """Returns what backward passes over all samples tell; see `make_profile`.
 
@@ -193,9 +214,11 @@ class Worker:
             error_models: What would be added.
             options: How far to go.
             run: Runs the passes; None: this worker.
+            decodes: Whether clean answers that are not known are decoded; otherwise their samples
+                are left out.
         """
         run = run or functools.partial(map, self.backward)
-        texts, seed = self.clean_texts(), self._plan.seed
+        texts, seed = self.clean_texts(decodes), self._plan.seed
         return profile_by(run, texts, error_models, seed=seed, options=options)
 
     @functools.cached_property

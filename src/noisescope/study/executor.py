@@ -4,9 +4,9 @@ Work is of three kinds, and each piece needs no other: units, the backward passe
 one look at the channels. Whoever carries it out, the same piece gives the same result.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from noisescope.measure import PassResult, ProfilePass, Unit, UnitResult
 from noisescope.models import LoadedModel
@@ -29,7 +29,7 @@ class Worker(Protocol):
         Args:
             result: What came of it.
             first: The conditions that are measured in it first of all units: their noise must have
-                arrived.
+                arrived, in it or in another.
         """
 
 
@@ -75,6 +75,31 @@ class Place:
     memory_gib: float
 
 
+class UnitSource:
+    """Units, handed out as an executor has room for them, until an end is asked for.
+
+    Args:
+        units: The units.
+        is_ending: Tells whether an end was asked for.
+    """
+
+    def __init__(self, units: Iterable[Unit], is_ending: Callable[[], bool]) -> None:
+        self._units, self._is_ending = iter(units), is_ending
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what was handed out is the last, and what fails is not to be tried again."""
+        return self._is_ending()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Unit:
+        if self.is_over:
+            raise StopIteration
+        return next(self._units)
+
+
 class Executor(Protocol):
     """Has work carried out, here or elsewhere."""
 
@@ -86,7 +111,7 @@ class Executor(Protocol):
             loaded: The model as it is loaded here.
         """
 
-    def run(self, worker: Worker, units: Iterable[Unit]) -> Iterator[UnitResult | UnitFailure]:
+    def run(self, worker: Worker, units: UnitSource) -> Iterator[UnitResult | UnitFailure]:
         """Yields what came of each unit once, as it is finished, in any order.
 
         Units are asked for one by one, as there is room for them: where they end early, what is in
@@ -110,7 +135,7 @@ class InProcess:
     def place(self, source: Mapping[str, Any] | None, loaded: LoadedModel) -> Place | None:
         """Returns None: it is here."""
 
-    def run(self, worker: Worker, units: Iterable[Unit]) -> Iterator[UnitResult | UnitFailure]:
+    def run(self, worker: Worker, units: UnitSource) -> Iterator[UnitResult | UnitFailure]:
         """Yields the results in the order of the units."""
         for unit in units:
             yield worker(unit)

@@ -117,8 +117,13 @@ def read_profile(directory: Path, about: Mapping[str, Any] | None = None) -> Pro
     return profile if about is None or made_of == json.loads(to_json(about)) else None
 
 
-def kept_or_made(study: Study, make: Callable[[], Profile]) -> Profile:
+def kept_or_made(study: Study, make: Callable[[], Profile], is_kept: bool = True) -> Profile:
     """Returns a study's profile as it comes from its file, made and written where it lacks.
+
+    Args:
+        study: The study.
+        make: Makes it.
+        is_kept: Whether it is written; one over some of the samples only is not.
 
     Raises:
         InputError: The file was changed, or `make` found something that cannot be used.
@@ -130,6 +135,8 @@ def kept_or_made(study: Study, make: Callable[[], Profile]) -> Profile:
     kept = read_profile(study.directory, about)
     if kept is None:
         made = make()
+        if not is_kept:
+            return profile_of(profile_bytes(made, about), Path(PROFILE))[0]
         with explained(study.directory / PROFILE):
             write_profile(study.directory, made, about)
         kept = read_profile(study.directory, about)

@@ -4,7 +4,7 @@ What is given to analysis has always passed through JSON, so a study that went o
 one that ran through see the same. Opening one is in `opening`; its files are in their own modules.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +13,7 @@ from noisescope.errors import InputError, NoisescopeError
 from noisescope.inject import Witness
 from noisescope.measure import Progress, Record, Unit, UnitResult
 from noisescope.study.compact import RECORDS, write_finished
-from noisescope.study.executor import Executor, InProcess, UnitFailure, Worker
+from noisescope.study.executor import Executor, InProcess, UnitFailure, UnitSource, Worker
 from noisescope.study.files import explained, remove_file
 from noisescope.study.gather import Gathered, gather
 from noisescope.study.interrupt import ENDING, Interrupts, StudyInterrupted, hold_interrupts
@@ -287,7 +287,8 @@ class Study:
         if not waiting:
             return
         # Asked to end, it hands out no more, and what is in hand is finished.
-        results = executor.run(worker, self._handed_out(tuple(waiting.values())))
+        source = UnitSource(tuple(waiting.values()), lambda: self.is_ending)
+        results = executor.run(worker, source)
         try:
             with hold_interrupts(lambda: tell(ENDING)) as self._interrupts:
                 for result in results:
@@ -299,12 +300,6 @@ class Study:
         self._end_if_asked()
         if waiting:
             raise ValueError(f"the executor left out {len(waiting)} units, first {min(waiting)!r}")
-
-    def _handed_out(self, units: Sequence[Unit]) -> Iterator[Unit]:
-        for unit in units:
-            if self.is_ending:
-                return
-            yield unit
 
     def _keep(
         self, result: UnitResult | UnitFailure, waiting: dict[str, Unit], worker: Worker

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.cluster import ray_here
+from helpers.cluster import CrewHere, ray_here
 from helpers.commands import (
     SMALL_STUDY,
     files_of,
@@ -119,7 +119,7 @@ def test_a_search_cannot_go_on_without_a_unit(place, monkeypatch, capsys):
             raise RuntimeError("broken")
 
     with ray_here(monkeypatch, fails):
-        assert run([*STUDY, *ON_RAY, "--search", "--samples=20", "--out=study"]) in (1, 2)
+        assert run([*STUDY, *ON_RAY, "--search", "--samples=20", "--out=study"]) == 2
     error = capsys.readouterr().err
     assert "failed 3 times" in error
     assert "the search cannot go on without it" in error
@@ -184,6 +184,7 @@ def test_another_model_on_a_machine_is_refused(place, monkeypatch, capsys, tmp_p
         (["--executor=rey"], "--executor 'rey': accepted is ray, or nothing for this process; did"),
         (["--workers=2"], "--workers 2 tells of a cluster: give --executor ray, too"),
         (["--ray-address=auto"], "--ray-address auto tells of a cluster: give --executor ray, too"),
+        (["--executor=ray", "--device=cuda:1"], "--device cuda:1 with --executor ray: a worker ta"),
         (["--executor=ray", "--workers=0"], "--workers 0: at least 1 is needed"),
         (["--executor=ray", "--gpus-per-worker=-1"], "--gpus-per-worker -1: 0 or more is needed"),
     ],
@@ -223,14 +224,65 @@ def test_one_executor_serves_study_after_study(place, monkeypatch):
         "max_new_tokens": 3,
     }
 
-    def records(executor, samples, seed=0):
+    def records(executor, samples, seed, scale):
         task = load_task("test.parquet", samples, max_new_tokens=3)
         given = {**source, "samples": samples}
-        noise = RelativeGaussian(0.2)
+        noise = RelativeGaussian(scale)
         options = {"window": 1, "seed": seed, "memory_gib": 1, "executor": executor}
         return diagnose_layers(loaded, task, noise, source=given, **options).records
 
     with ray_here(monkeypatch) as crews, RayExecutor() as executor:
-        for samples, seed, count in ((4, 0, 1), (4, 1, 1), (6, 0, 2)):
-            assert records(executor, samples, seed) == records(None, samples, seed)
+        for samples, seed, scale, count in (
+            (4, 0, 0.2, 1),
+            (4, 1, 0.2, 1),
+            (4, 1, 0.3, 1),
+            (6, 0, 0.2, 2),
+        ):
+            asked = (samples, seed, scale)
+            assert records(executor, *asked) == records(None, *asked)
             assert len(crews) == count
+        assert sum(crew.hired for crew in crews) == 2 * 2  # none was lost on the way
+
+
+def test_noise_that_never_arrives_ends_it_like_here_whichever_unit_comes_first(
+    place, monkeypatch, capsys
+):
+    """In bfloat16 rounding erases so little noise, in every unit."""
+    void = [*STUDY, "--noise-scale=1e-9", "--dtype=bfloat16"]
+    assert run([*void, "--out=small"]) == 2
+    here = capsys.readouterr().err
+    assert "no noise arrived in L0" in here
+    assert not (place / "small").exists()
+    monkeypatch.setattr(CrewHere, "wait", lambda self, calls, seconds: [calls[-1]])
+    with ray_here(monkeypatch):
+        for _ in range(2):
+            assert run([*void, *ON_RAY, "--out=study"]) == 2
+            assert "no noise arrived in L0" in capsys.readouterr().err
+            assert not (place / "study").exists()
+
+
+def test_a_study_of_which_every_unit_fails_chooses_nothing(place, monkeypatch, capsys):
+    def fails(job):
+        if job.kind == "unit":
+            raise RuntimeError("broken")
+
+    with ray_here(monkeypatch, fails):
+        assert run([*STUDY, *ON_RAY, "--out=study"]) == 2
+    assert "every unit failed, the first 3 times: " in capsys.readouterr().err
+    assert not read_study(place / "study").steps if (place / "study").exists() else True
+
+
+def test_a_source_that_lacks_something_is_told(place, monkeypatch):
+    loaded = load_model("llama", device="cpu")
+    task = load_task("test.parquet", 4, max_new_tokens=3)
+    with ray_here(monkeypatch), pytest.raises(InputError, match="source lacks 'samples', 'max_new"):
+        diagnose_layers(
+            loaded,
+            task,
+            RelativeGaussian(0.2),
+            window=1,
+            executor=RayExecutor(),
+            source=dict.fromkeys(
+                ("model", "tokenizer", "dtype", "device", "trust_remote_code", "data")
+            ),
+        )

@@ -27,12 +27,21 @@ class FakeCrew:
         self.most_waiting = 0
         self.carried_out = Counter()
         self.has_room = True
+        self.lost = set()  # workers that are gone, which nobody has noticed yet
+        self.pings = set()
 
     def hire(self):
         self.number += 1
         start = f"start {self.number}"
         self.alive[self.number] = [start] if self.has_room else []
         return self.number, start
+
+    def ping(self, worker):
+        self.number += 1
+        ping = f"ping {self.number} of {worker}"
+        self.alive[worker].append(ping)
+        self.pings.add(ping)
+        return ping
 
     def call(self, worker, job):
         self.number += 1
@@ -49,10 +58,13 @@ class FakeCrew:
         call = ready[0] if self.moments is None else self.moments.choice(ready)
         worker = next(w for w, mine in self.alive.items() if mine[:1] == [call])
         self.alive[worker].pop(0)
-        self.ended[call] = self.end_of(call)
+        gone = worker in self.lost
+        self.ended[call] = Done(error="gone") if gone else self.end_of(call)
         return [call]
 
     def end_of(self, call):
+        if call in self.pings:
+            return Done()
         if call not in self.jobs:
             return self.starts(self)
         job = self.jobs[call]
@@ -238,3 +250,62 @@ def test_jobs_that_end_early_are_not_asked_for_and_what_is_in_hand_is_done():
     found += list(results)
     assert len(found) <= 2 * CALLS_PER_WORKER + 1
     assert dict(found).items() <= squares(50).items()
+
+
+def test_workers_that_were_lost_while_idle_get_no_job():
+    """Or a job would be given up by machines that went long ago."""
+    crew = FakeCrew()
+    pool = Pool(crew, 4)
+    list(pool.run(jobs(4)))
+    crew.lost = set(list(crew.alive)[:3])
+    assert list(pool.run(jobs(1))) == [("0", 0)]
+    assert crew.carried_out["0"] == 2  # once in each run
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_a_machine_that_starts_none_leaves_the_others_at_work(bad):
+    told = []
+    crew = FakeCrew(starts=lambda crew: Done() if crew.good() else Done(error="full"))
+    started = []
+    crew.good = lambda: (started.append(1), len(started) <= 4 - bad)[1]
+    pool = Pool(crew, 4, told.append)
+    assert dict(pool.run(jobs(20))) == squares(20)
+    assert told[-1] == f"it goes on with {4 - bad} workers: full"
+    assert dict(pool.run(jobs(20))) == squares(20)
+
+
+def test_when_it_is_over_nothing_is_tried_again_and_nobody_is_waited_for():
+    is_over = False
+
+    def fails(crew, job):
+        return Done(error="gone") if job.name == "1" else None
+
+    results = Pool(FakeCrew(fails=fails), 1).run(jobs(9), lambda: is_over)
+    found = [next(results)]
+    is_over = True
+    assert [*found, *results] == [("0", 0)]
+    crew = FakeCrew()
+    crew.has_room = False
+    assert list(Pool(crew, 2).run(jobs(3), lambda: True)) == []
+
+
+def test_a_start_waits_for_all_that_can_start():
+    crew = FakeCrew()
+    pool = Pool(crew, 3)
+    pool.start()
+    assert [member.starting for member in pool._members] == [None] * 3
+    bad = FakeCrew(starts=lambda crew: Done(error="no package", is_users=crew.number == 3))
+    bad.starts = lambda crew: Done(error="no package", is_users=True) if next(turn) == 2 else Done()
+    turn = iter(range(9))
+    with pytest.raises(InputError, match="no package"):
+        Pool(bad, 3).start()
+
+
+def test_a_start_does_not_wait_for_ever_for_those_without_room():
+    crew = FakeCrew()
+    pool = Pool(crew, 1)
+    pool.start()
+    crew.has_room = False
+    pool._size = 3
+    pool.start()
+    assert dict(pool.run(jobs(3))) == squares(3)

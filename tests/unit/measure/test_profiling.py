@@ -10,7 +10,7 @@ from helpers.small_models import small_model
 
 from noisescope.errors import InputError, NoisescopeError
 from noisescope.inject.effects import effect_of
-from noisescope.measure import profiling
+from noisescope.measure import passes, profiling
 from noisescope.measure.profiling import ProfileOptions, Texts, make_profile, relative_error
 from noisescope.measure.taken_apart import TakenApart
 from noisescope.noise import AbsoluteGaussian, Address, ErrorModel, RelativeGaussian
@@ -244,7 +244,7 @@ def test_sites_that_nothing_is_read_from_are_named():
 
 def test_where_memory_runs_out_rows_are_halved(llama, monkeypatch):
     rows = []
-    real = profiling.backward_effects
+    real = passes.backward_effects
 
     def meagre(apart, watch, sequences, *rest):
         rows.append(len(sequences.names))
@@ -253,7 +253,7 @@ def test_where_memory_runs_out_rows_are_halved(llama, monkeypatch):
         return real(apart, watch, sequences, *rest)
 
     expected = site_kl(make_profile(llama, GIVEN, NOISE, options=ProfileOptions(label_draws=1)))
-    monkeypatch.setattr(profiling, "backward_effects", meagre)
+    monkeypatch.setattr(passes, "backward_effects", meagre)
     found = site_kl(make_profile(llama, GIVEN, NOISE, options=ProfileOptions(label_draws=1)))
     assert rows == [4, 2, 1, 1, 1, 1]
     np.testing.assert_allclose(found, expected, rtol=5e-3)
@@ -263,7 +263,7 @@ def test_where_not_even_one_row_fits_the_user_hears_of_it(llama, monkeypatch):
     def never(*_):
         raise MemoryError
 
-    monkeypatch.setattr(profiling, "backward_effects", never)
+    monkeypatch.setattr(passes, "backward_effects", never)
     with pytest.raises(InputError, match="memory ran out in a backward pass over one sample"):
         make_profile(llama, GIVEN, NOISE)
 
@@ -272,7 +272,7 @@ def test_other_errors_come_through(llama, monkeypatch):
     def broken(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(profiling, "backward_effects", broken)
+    monkeypatch.setattr(passes, "backward_effects", broken)
     with pytest.raises(RuntimeError, match="something else"):
         make_profile(llama, GIVEN, NOISE)
 

@@ -72,6 +72,10 @@ class Progress(TrainerCallback):
         )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and tells the defaults."""
+
+
 def say(text: str) -> None:
     """Prints a line at once."""
     print(text, flush=True)
@@ -79,9 +83,7 @@ def say(text: str) -> None:
 
 def read_options(words: list[str] | None) -> tuple[Path, Settings]:
     """Returns where to write, and what to do."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("--out", type=Path, required=True, help="directory; goes on where it was")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each training")
     parser.add_argument("--seed", type=int, default=0, help="of problems, order and noise")

@@ -16,8 +16,8 @@ from noisescope.extras import require
 _KNOCK_S = 5.0
 _GIB = 1 << 30
 _STARTS_HERE = (None, "local")
-# What Ray raises where it cannot connect, or lacks what its client needs; it may also leave.
-_REFUSALS = (ConnectionError, RuntimeError, OSError, ValueError, ImportError, SystemExit)
+# What Ray raises where it cannot connect, or lacks what its client needs.
+_REFUSALS = (ConnectionError, RuntimeError, OSError, ValueError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def connect(address: str | None) -> bool:
         return False
     given = address or os.environ.get("RAY_ADDRESS") or None
     named = f"--ray-address {given}" if address else f"RAY_ADDRESS={given}"
-    if given not in (*_STARTS_HERE, "auto"):
-        _knock(str(given), named)
+    where = _of_this_machine() if given == "auto" else given
+    if where not in _STARTS_HERE:
+        _knock(str(where), named)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if given in _STARTS_HERE:
@@ -85,6 +86,18 @@ def connect(address: str | None) -> bool:
             "for a token needs RAY_AUTH_MODE=token and its ~/.ray/auth_token here"
         ) from None
     return True
+
+
+def _of_this_machine() -> str | None:
+    """Returns the address that Ray would take for `auto`; None where it has none, or is another.
+
+    Ray reads it from a file that outlives a cluster which ended badly.
+    """
+    services = require("ray._private.services", "ray", "--executor ray")
+    try:
+        return str(services.canonicalize_bootstrap_address("auto") or "") or None
+    except (AttributeError, TypeError, ConnectionError, OSError):  # no public interface
+        return None
 
 
 def _knock(address: str, named: str) -> None:

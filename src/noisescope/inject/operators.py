@@ -157,6 +157,11 @@ def check_operators(operators: Iterable[str] | str | None) -> tuple[str, ...] | 
         return None
     names = (operators,) if isinstance(operators, str) else tuple(operators)
     for name in names:
+        if name in ("core", "all"):
+            raise SelectionError(
+                f"{name!r} is a word of the command line: give noisescope.CORE_OPERATORS for core, "
+                "and leave operators out for all"
+            )
         if name not in OPERATORS:
             raise SelectionError(
                 f"unknown operator {name!r}{near_names(str(name), OPERATORS) or '.'} "

@@ -68,7 +68,8 @@ def _line_now_and_then(console: Console, counted_in: str) -> Tell:
     def tell(what: str, done: float, total: int) -> None:
         if time.monotonic() - told_at[0] >= _LINE_EVERY_S:
             told_at[0] = time.monotonic()
-            console.print(plain(f"{done:.1f} of {total} {counted_in}; {what}"))
+            told = f"{done:.1f}".removesuffix(".0")
+            console.print(plain(f"{told} of {total} {counted_in}{f'; {what}' if what else ''}"))
 
     return tell
 

@@ -4,6 +4,7 @@ The session is open only while a piece of work runs, so an error anywhere finds 
 Who calls, and when, is not known here.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,10 @@ class WatchedNoise:
         fired = {r.site.region for r in session.records if r.forward or r.backward}
         return bool(fired) and "head" not in fired
 
+    @property
+    def _is_head_alone(self) -> bool:
+        return set(self.session.region_names) == {"head"}
+
     def attest(self, is_named: bool = True) -> None:
         """Raises where the noise that was asked for did not arrive; warns where half was lost.
 
@@ -96,6 +101,12 @@ class WatchedNoise:
             SelectionError: Something that is named received no noise.
         """
         records = self.session.records
+        if not records and self._is_head_alone:
+            raise DoseError(
+                f"no noise arrived in the {self.work}: only the head is selected, and it was never "
+                "called. A trainer may compute with its weights, as TRL's do for their losses: "
+                "select layers, too."
+            )
         if not records:
             raise DoseError(
                 f"no noise arrived in the {self.work}: the model never ran in it. The noise is on "
@@ -124,12 +135,13 @@ def dose_figures(prefix: str, witness: Witness, phases: tuple[str, ...]) -> dict
 
     Returns:
         ``{prefix}/{phase}_share_changed``, 0 to 1, and ``{prefix}/{phase}_relative_l2``, for each
-        phase that anything arrived in.
+        phase that anything arrived in. Where all values were zero, as gradients are without an
+        advantage, noise relative to them is none, and nothing is told.
     """
     figures: dict[str, float] = {}
     for phase in phases:
         dose = witness.dose(phase)
-        if dose.elements:
+        if dose.elements and not math.isnan(dose.relative_l2):
             figures[f"{prefix}/{phase}_share_changed"] = dose.share_changed
             figures[f"{prefix}/{phase}_relative_l2"] = dose.relative_l2
     return figures

@@ -4,6 +4,7 @@ The clean values are kept and put back: subtracting what was added would leave r
 Every weight's number is a function of its name, seed and draw.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -65,6 +66,8 @@ def weight_noise(
             inside the block or weights that were written there; they are put back all the same.
         DoseError: Rounding erased all of the noise.
     """
+    if not 0 <= sigma < math.inf:
+        raise InputError(f"sigma {sigma!r}: a number of at least 0 is needed; try 0.01")
     model = uncompiled(model)
     _check_unsharded(model)
     chosen = _chosen(model, modules)

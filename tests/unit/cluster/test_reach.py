@@ -39,10 +39,24 @@ def test_auto_without_a_cluster_on_this_machine_is_told(monkeypatch):
     def init(**given):
         raise ConnectionError("Could not find any running\nRay instance")
 
+    monkeypatch.setattr(reach, "_of_this_machine", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(InputError, match=r"auto: cannot be reached \(Could not find any running R"):
         connect("auto")
+
+
+def test_an_address_that_a_dead_cluster_left_behind_is_told_at_once(monkeypatch):
+    """Ray itself would knock there for minutes."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'noisescope[ray]'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(
+            "ray._private.services.canonicalize_bootstrap_address", lambda given: address
+        )
+        with pytest.raises(InputError, match=r"^--ray-address auto: nobody answers there"):
+            connect("auto")
 
 
 def test_without_ray_one_is_told_what_to_install(monkeypatch):

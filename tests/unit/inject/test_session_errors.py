@@ -221,3 +221,9 @@ def test_data_parallel_over_devices_is_refused():
     model.device_ids = [0, 1]
     with pytest.raises(InputError, match="copies of the model in threads"):
         start(model)
+
+
+@pytest.mark.parametrize("word", ["core", "all"])
+def test_words_of_the_command_line_are_told_as_such(word):
+    with pytest.raises(SelectionError, match=rf"^'{word}' is a word of the command line: give noi"):
+        inject(small_model("llama"), RelativeGaussian(0.05), operators=word)

@@ -192,7 +192,7 @@ def test_weights_in_shards_are_refused():
         ({"modules": "mlp.act_fn"}, SelectionError, "no weights in the named modules"),
         ({"multipliers": {"9": 1.0}}, SelectionError, "multiplier of '9': this model has the reg"),
         ({"multipliers": {"0": -1.0}}, InputError, "multiplier -1.0 of '0': a number of at least"),
-        ({"sigma": -1.0}, InputError, "noise scale -1.0: a finite number of at least 0"),
+        ({"sigma": -1.0}, InputError, "sigma -1.0: a number of at least 0 is needed; try 0"),
         ({"seed": -1}, InputError, "seed -1: an integer from 0"),
         ({"rounding": "up"}, InputError, "rounding 'up': 'nearest' or 'stochastic'"),
     ],

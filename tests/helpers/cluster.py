@@ -19,9 +19,12 @@ WORKING, STARTING = "ray::RemoteWorker.work", "ray::RemoteWorker.start"
 
 
 def processes(title: str = "ray::RemoteWorker") -> list[psutil.Process]:
-    """Returns the workers' processes whose title, which tells what they do, begins so."""
+    """Returns the workers' processes whose title, which tells what they do, begins so.
+
+    Of this process alone: another one on this machine may have a cluster, too.
+    """
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if " ".join(process.cmdline()).startswith(title):
                 found.append(process)

@@ -1,22 +1,34 @@
 """Tasks of lm-evaluation-harness clean and under noise: run, kept, gone on with, and reported."""
 
 import json
+import math
 import random
+import re
 import sys
+from dataclasses import dataclass, replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.commands import carry_out, refusal
-from helpers.harness import ANSWERS, CHOICES, TEXTS, loaded_for_tasks, requests, write_tasks
+from helpers.harness import ANSWERS, CHOICES, TEXTS, loaded_for_tasks, requests, run_of, write_tasks
 from helpers.model_dirs import save_model
 from helpers.small_models import small_model
+from rich.console import Console
 
 from noisescope import NoisyLM, TaskOptions, evaluate_tasks, load_model, load_task
 from noisescope.cli import run
+from noisescope.cli.evaluation_text import print_evaluation
 from noisescope.demo import demo_model_dir, demo_questions
 from noisescope.errors import DoseError, InputError
-from noisescope.harness import evaluation_result, runner, write_evaluation
+from noisescope.harness import (
+    EvaluationMargins,
+    evaluation_result,
+    load_tasks,
+    runner,
+    write_evaluation,
+)
+from noisescope.harness.paired import changes_of
 from noisescope.inject import inject, make_selection
 from noisescope.measure import Condition, greedy_answers
 from noisescope.noise import RelativeGaussian, RoundTo
@@ -152,7 +164,7 @@ def test_what_was_finished_is_not_run_again_and_the_end_is_the_same(
         patch.setattr(runner, "NoisyLM", None)  # nothing is left to run
         again = evaluate_tasks(loaded, ALL, NOISE, **asked)
         fewer = evaluate_tasks(loaded, [TEXTS], NOISE, **{**asked, "draws": 1})
-    assert evaluation_result(again) == evaluation_result(ended) and len(fewer.runs) == 2
+    assert evaluation_result(again) == evaluation_result(ended) == evaluation_result(fewer)
     with pytest.raises(InputError, match="holds another evaluation: seed was 0 and is 1 now"):
         evaluate_tasks(loaded, ALL, NOISE, seed=1, **asked)
     with pytest.raises(InputError, match="condition 'all' was"):
@@ -197,7 +209,76 @@ def test_a_void_condition_is_an_error(loaded, tasks):
         evaluate_tasks(loaded, [TEXTS], [], include_path=tasks)
 
 
+def test_a_directory_tells_of_all_that_it_holds(loaded, tasks, tmp_path):
+    """Going on with less, or elsewhere, took the fuller result away."""
+    out, names = tmp_path / "out", {"first": [0], "last": [2]}
+    places = [Condition(n, NOISE, make_selection(layers=x)) for n, x in names.items()]
+    asked = {"include_path": tasks, "options": TaskOptions(limit=4), "out": out}
+    fuller = evaluate_tasks(loaded, [TEXTS], places[:1], draws=2, batch_size=3, **asked)
+    other = evaluate_tasks(loaded, [TEXTS], places[1:], **asked)
+    assert [c.name for c in other.conditions] == ["first", "last"]
+    assert [(r.condition, r.draw) for r in other.runs] == [
+        ("clean", 0),
+        ("first", 0),
+        ("first", 1),
+        ("last", 0),
+    ]
+    told = {(c.condition, c.metric): c.draws for c in other.changes}
+    assert (told["first", "bits_per_byte"], told["last", "bits_per_byte"]) == (2, 1)
+    assert other.config["draws"] == 2 and other.config["batch_size"] == 3  # of the first time
+    assert [r.answers for r in other.runs[:3]] == [r.answers for r in fuller.runs]
+    assert other.conditions[0] == places[0]
+    write_evaluation(other, out)
+    assert set(json.loads((out / "result.json").read_bytes())["conditions"]) == set(names)
+
+
+@dataclass(frozen=True)
+class Mine(RelativeGaussian):
+    """An error model of the user's own, which no directory knows."""
+
+
+def test_a_condition_with_an_error_model_of_ones_own_is_named(loaded, tasks, tmp_path):
+    asked = {"include_path": tasks, "options": TaskOptions(limit=2), "out": tmp_path / "out"}
+    mine = Condition("mine", Mine(0.3), make_selection())
+    evaluate_tasks(loaded, [TEXTS], [mine], batch_size=4, **asked)
+    found = evaluate_tasks(loaded, [TEXTS], NOISE, **asked)
+    assert [c.name for c in found.conditions] == ["all"]
+    assert "mine is kept with an error model of your own, and is told of only" in found.notes[-1]
+
+
+def test_options_without_effect_are_noted_and_other_ones_refused(loaded, tasks):
+    asked = TaskOptions(gen_kwargs={"max_gen_toks": 3}, limit=2)
+    ready = load_tasks([TEXTS], tasks, asked)
+    found = evaluate_tasks(loaded, ready, NOISE, batch_size=4)
+    assert found.config["limit"] == 2
+    assert f"gen_kwargs does nothing in {TEXTS}: these tasks generate nothing" in found.notes
+    with pytest.raises(InputError, match=r"was loaded with other options .*limit was 2, is 1"):
+        evaluate_tasks(loaded, ready, NOISE, options=replace(asked, limit=1))
+
+
+@pytest.mark.parametrize("wrong", ["1 / 0", "doc.nosuch"])
+def test_what_code_of_a_task_raises_as_it_runs_is_one_line(loaded, tasks, tmp_path, wrong):
+    path = tasks / f"{TEXTS}.yaml"
+    (tmp_path / path.name).write_text(path.read_text() + "process_results: !function own.scored\n")
+    (tmp_path / "own.py").write_text(f"def scored(doc, results):\n    return {{'m': {wrong}}}\n")
+    said = f"cannot run task '{TEXTS}': (ZeroDivisionError|AttributeError): "
+    options = TaskOptions(limit=2)
+    with pytest.raises(InputError, match=said):
+        evaluate_tasks(loaded, [TEXTS], NOISE, include_path=tmp_path, options=options)
+
+
 # The command.
+
+
+def test_samples_that_are_lost_are_printed(evaluation, capsys):
+    runs = [run_of(values=[1.0] * 20), run_of("all", values=[math.nan] * 2 + [1.0] * 18)]
+    changes = changes_of(runs, ["all"], EvaluationMargins())
+    print_evaluation(Console(width=200), replace(evaluation, changes=changes))
+    said = "task, acc: no number under noise in 2 of 20 samples; the means are of the rest"
+    told = capsys.readouterr().out
+    assert said in told and "intervals are rough: few discordant answers in task, acc\n" in told
+    print_evaluation(Console(width=200), evaluation)
+    assert "no number under noise" not in capsys.readouterr().out
 
 
 def command(model_dir, tasks, *more: str) -> list[str]:
@@ -228,6 +309,11 @@ def test_the_command_prints_and_keeps_an_evaluation(
     assert again.splitlines()[0] == told.splitlines()[0]
 
 
+def test_the_help_keeps_its_brackets(capsys):
+    assert run(["eval", "--help"]) == 0
+    assert "accuracy[gsm8k]<-1%" in re.sub(r"[^!-~]+", "", capsys.readouterr().out)
+
+
 def test_layers_are_named_as_ranges_and_regions(model_dir, tasks, capsys):
     told = carry_out(
         capsys, *command(model_dir, tasks, f"--tasks={TEXTS}", "--layers=1-2,head", "--limit=2")
@@ -235,12 +321,13 @@ def test_layers_are_named_as_ranges_and_regions(model_dir, tasks, capsys):
     assert "1-2,head" in told and "Nothing was written" in told
 
 
-def test_a_bound_sets_the_exit_status(model_dir, tasks, capsys):
+def test_a_bound_sets_the_exit_status(model_dir, tasks, capsys, monkeypatch):
     words = command(model_dir, tasks, f"--tasks={TEXTS}")
     assert run([*words, "--fail-if=nll[bits_per_byte]>9"]) == 0
     assert "PASS nll[bits_per_byte]>9: excluded everywhere" in capsys.readouterr().out
     assert run([*words, "--fail-if=nll>1e-9"]) in (1, 3)
     capsys.readouterr()
+    monkeypatch.setattr(runner, "NoisyLM", None)  # found before anything is measured
     assert run([*words, "--fail-if=accuracy<-1%"]) == 2
     assert "these tasks tell no accuracy; they tell nll" in capsys.readouterr().err
 
@@ -261,6 +348,8 @@ def test_bad_input_is_one_line(model_dir, tasks, tmp_path, capsys):
         ([one, "--operators=lineal"], "did you mean 'linear'"),
         ([one, "--noise-scale=0"], "--noise-scale 0 changes nothing"),
         ([one, f"--out={tmp_path / 'taken'}"], "exists already: name one that does not"),
+        ([one, f"--out={tmp_path / ('x' * 300)}"], "File name too long; name another"),
+        ([one, "--fail-if=nll[gsm8k]>0.1"], "no task, condition or metric 'gsm8k' is evaluated"),
         ([one, "--log=tensorbord"], "no such tracker; did you mean 'tensorboard'"),
         ([one, "--format=mxfp4"], "a format is an error of its own"),
         (["--tasks=,"], "no task is named"),

@@ -19,6 +19,7 @@ from noisescope.harness import (
     EvaluationMargins,
     LoadedTask,
     TaskOptions,
+    check_gates,
     evaluate_tasks,
     is_evaluation,
     load_tasks,
@@ -104,7 +105,7 @@ class EvalOptions:
         list[str] | None,
         typer.Option(
             help="A bound not to be passed: 'accuracy<-1%', 'nll>0.02', 'kl>0.02' (of choices), or "
-            "of one task, condition or metric 'accuracy[gsm8k]<-1%'. Exit status 1 where it is "
+            "of one task, condition or metric 'accuracy\\[gsm8k]<-1%'. Exit status 1 where it is "
             "shown, 0 where it is excluded, 3 where that is open. May be given several times."
         ),
     ] = None
@@ -191,6 +192,8 @@ def _evaluate(
         given.model, given.tokenizer, given.dtype, given.device, given.trust_remote_code
     )
     conditions = conditions_of(given, loaded, error_model)
+    names = [condition.name for condition in conditions]
+    check_gates(given.gates(), tasks, names)
     with progress_bar(Console(stderr=True), "runs") as tell:
         evaluation = evaluate_tasks(
             loaded,
@@ -207,14 +210,17 @@ def _evaluate(
     where = "Nothing was written: --out DIR keeps the evaluation and its samples."
     try:
         if given.out is not None:
-            names = write_evaluation(evaluation, given.out)
-            where = f"Written: {given.out / names[0]}; beside it {', '.join(names[1:])} and runs."
+            first, *others = write_evaluation(evaluation, given.out)
+            where = f"Written: {given.out / first}; beside it {', '.join(others)} and runs."
     finally:
         print_evaluation(Console(), evaluation)
     typer.echo(where)
     for tracker in parse_trackers(given.log):
         typer.echo(f"Logged: {log_evaluation(evaluation, tracker)}")
-    rulings = rulings_of(evaluation.changes, given.gates())
+    # A directory may hold more than what is asked; bounds are of what is asked.
+    asked = {task.name for task in tasks}
+    meant = [c for c in evaluation.changes if c.condition in names and c.task in asked]
+    rulings = rulings_of(meant, given.gates())
     for ruling in rulings:
         Console().print(plain(ruling_text(ruling)))
     raise typer.Exit(exit_status(rulings))

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from noisescope.analyse import Interval
 from noisescope.harness import Change, Evaluation
+from noisescope.harness.paired import LOST, PART, lost_text
 from noisescope.harness.pairs import SHARE
 from noisescope.report.figures import counted, dose_text
 from noisescope.report.table import Columns, fitting, plain, plain_table
@@ -33,7 +34,8 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     ]
     console.print(plain_table(fitting(columns, narrower, console.width)))
     print_coverage(console, [r for w in evaluation.witnesses.values() for r in w.records])
-    for line in (*harm_lines(evaluation), *rough_lines(evaluation.changes)):
+    told = (*lost_lines(evaluation), *rough_lines(evaluation.changes))
+    for line in (*harm_lines(evaluation), *told):
         console.print(plain(line))
     for note in evaluation.notes:
         console.print(plain(f"Note: {note}"))
@@ -42,7 +44,10 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 def headline(evaluation: Evaluation) -> str:
     """Returns what was evaluated, on one line."""
     config = evaluation.config
-    samples = {c.task: c.samples for c in evaluation.changes if c.samples}
+    samples: dict[str, int] = {}
+    for change in evaluation.changes:
+        if change.samples:
+            samples[change.task] = max(change.samples, samples.get(change.task, 0))
     asked = ", ".join(f"{task} ({counted(n, 'sample')})" for task, n in samples.items())
     noise = dict.fromkeys(error_text(c.error_model) for c in evaluation.conditions)
     return (
@@ -135,13 +140,29 @@ def _label(evaluation: Evaluation, change: Change) -> str:
     return f"{change.task}, {change.metric}{where}"
 
 
+def lost_lines(evaluation: Evaluation) -> list[str]:
+    """Says where noise left no number, and which metrics only some of the samples have."""
+    lines = []
+    for change in evaluation.changes:
+        where = _label(evaluation, change)
+        if change.lost:
+            told = lost_text(change.lost, change.samples)
+            lines.append(f"{where}: {told}; the means are of the rest")
+        if 0 < change.samples < change.asked:
+            lines.append(f"{where}: {change.samples} of {change.asked} samples have this metric")
+    more = [
+        f"and {len(lines) - _MOST_NAMED} more such" for _ in lines[_MOST_NAMED : _MOST_NAMED + 1]
+    ]
+    return [*lines[:_MOST_NAMED], *more]
+
+
 def rough_lines(changes: Sequence[Change]) -> list[str]:
     """Says which intervals may not hold what they promise, and why, in a few words."""
     why: dict[str, set[str]] = {}
     for change in changes:
         for caution in filter(None, change.difference.caution.split("; ")):
             name, colon, _ = caution.partition(":")
-            if colon and change.samples:
+            if colon and change.samples and name not in (LOST, PART):
                 why.setdefault(name, set()).add(f"{change.task}, {change.metric}")
     told = [
         f"{name} in {counted(len(found), 'metric') if len(found) > 1 else next(iter(found))}"

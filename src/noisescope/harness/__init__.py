@@ -5,7 +5,7 @@ The harness itself is imported when a model or a task is made.
 
 from noisescope.harness.answers import Answer, Run
 from noisescope.harness.evaluate import Evaluation, evaluate_tasks
-from noisescope.harness.gates import ruling_text, rulings_of
+from noisescope.harness.gates import check_gates, ruling_text, rulings_of
 from noisescope.harness.kept import is_evaluation
 from noisescope.harness.loading import LoadedTask, TaskOptions, load_tasks
 from noisescope.harness.noisy_lm import NoisyLM
@@ -21,6 +21,7 @@ __all__ = [
     "NoisyLM",
     "Run",
     "TaskOptions",
+    "check_gates",
     "evaluate_tasks",
     "evaluation_result",
     "is_evaluation",

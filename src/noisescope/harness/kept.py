@@ -19,6 +19,7 @@ from noisescope.inject import Witness
 
 MANIFEST, RUNS = "evaluation.json", "runs"
 _SCHEMA = 1
+_BY_NAME = ("conditions", "tasks")
 
 
 class Kept:
@@ -27,12 +28,17 @@ class Kept:
     Args:
         directory: Where; None: nothing is kept.
         asked: What every number depends on, by the name the user knows it by: `lasting`, the same
-            for all runs; `conditions` and `tasks`, by name.
+            for all runs; `conditions` and `tasks`, by name. Besides, `batch_size` of the first time
+            and `num_fewshot` by task, which are kept and not held against anything.
+
+    Attributes:
+        directory: Where.
+        asked: The same of all that is in the directory, now and from before.
     """
 
     def __init__(self, directory: Path | None, asked: Mapping[str, Any]) -> None:
         self.directory = directory
-        self._asked = json.loads(json.dumps(plain(asked)))
+        self.asked = json.loads(json.dumps(plain(asked)))
         if directory is not None:
             self._open(directory)
 
@@ -52,6 +58,24 @@ class Kept:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         return _run_of(path, data)
+
+    def all_runs(self) -> list[Run]:
+        """Returns every run that is kept, of this command and of those before it.
+
+        Raises:
+            InputError: A file was changed.
+        """
+        if self.directory is None:
+            return []
+        found = []
+        try:
+            for path in sorted((self.directory / RUNS).glob("*.jsonl")):
+                run = _run_of(path, path.read_bytes())
+                if path == self._path(run.condition, run.draw, run.task):
+                    found.append(run)
+        except OSError as error:
+            raise InputError(f"cannot read {self.directory}: {error.strerror}") from error
+        return found
 
     def write(self, run: Run) -> None:
         """Keeps a run.
@@ -73,21 +97,27 @@ class Kept:
         if held is None and directory.is_dir() and any(directory.iterdir()):
             raise InputError(f"--out {directory} holds something else: name a new directory")
         if held is not None:
-            _check_same(directory, held, self._asked)
-            for part in ("conditions", "tasks"):
-                self._asked[part] = {**held[part], **self._asked[part]}
+            _check_same(directory, held, self.asked)
+            for part in (*_BY_NAME, "num_fewshot"):
+                self.asked[part] = {**held.get(part, {}), **self.asked.get(part, {})}
+            if "batch_size" in held:
+                self.asked["batch_size"] = held["batch_size"]
         try:
             (directory / RUNS).mkdir(parents=True, exist_ok=True)
+            _sync_directory(directory)
         except OSError as error:
             raise InputError(f"cannot make {directory}: {error.strerror}; name another") from error
-        if self._asked != held:
-            text = json.dumps({"schema": _SCHEMA, **self._asked}, indent=1)
+        if self.asked != held:
+            text = json.dumps({"schema": _SCHEMA, **self.asked}, indent=1)
             replace_file(path, (text + "\n").encode())
 
 
 def is_evaluation(directory: Path) -> bool:
     """Returns whether a directory holds an evaluation."""
-    return (directory / MANIFEST).is_file()
+    try:
+        return (directory / MANIFEST).is_file()
+    except OSError:  # no name of a directory, such as one that is too long
+        return False
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -99,15 +129,27 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError:
         entry = {}
-    if not isinstance(entry, dict) or entry.pop("schema", None) != _SCHEMA:
+    if not _is_manifest(entry):
         raise InputError(f"{path} is no evaluation of this noisescope: name another directory")
-    return entry
+    return {name: value for name, value in entry.items() if name != "schema"}
+
+
+def _is_manifest(entry: Any) -> bool:
+    """Tells whether a file holds what is looked up in it."""
+    return (
+        isinstance(entry, dict)
+        and entry.get("schema") == _SCHEMA
+        and all(isinstance(entry.get(part), dict) for part in ("lasting", *_BY_NAME))
+        and isinstance(entry.get("num_fewshot", {}), dict)
+        and isinstance(entry.get("batch_size", 1), int)
+        and entry.get("batch_size", 1) >= 1
+    )
 
 
 def _check_same(directory: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises InputError where another question is asked than was, naming what differs."""
     pairs = [(name, held["lasting"].get(name), value) for name, value in asked["lasting"].items()]
-    for part in ("conditions", "tasks"):
+    for part in _BY_NAME:
         pairs += [
             (f"{part.removesuffix('s')} {name!r}", held[part][name], value)
             for name, value in asked[part].items()
@@ -161,6 +203,8 @@ def _run_of(path: Path, data: bytes) -> Run:
 def replace_file(path: Path, data: bytes) -> None:
     """Gives a file these bytes: whoever looks sees the old ones or the new ones, never a part.
 
+    The new ones outlive a loss of power.
+
     Raises:
         NoisescopeError: It cannot be written.
     """
@@ -171,6 +215,7 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)
+        _sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             made.unlink()
@@ -178,3 +223,12 @@ def replace_file(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror}; what was finished is kept: mend that and run "
             "the same command again"
         ) from error
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes names that were given in a directory outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

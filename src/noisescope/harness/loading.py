@@ -10,30 +10,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from noisescope.errors import InputError, near_names
 from noisescope.extras import require
-from noisescope.harness.surroundings import bars_told, offline, quiet
+from noisescope.harness.refused import in_one_line
+from noisescope.harness.surroundings import bars_told, offline, quiet, skipped
 
-_BAD_TASK = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    RuntimeError,
-    NotImplementedError,
-    yaml.YAMLError,
-)
-_NOT_HERE = ("offline", "couldn't find", "couldn't reach", "doesn't exist on the hub", "connect")
 _MARKS = "*?["
+_MOST_CHARACTERS, _MOST_FILES = 300, 3
 
 
 @dataclass(frozen=True)
@@ -77,11 +64,33 @@ class LoadedTask:
         name: Its name.
         task: The harness's object.
         fingerprint: ``"sha256:..."`` over its configuration and data, without where files lie.
+        options: How it was asked to be asked.
+        unused: Names of the options that do nothing in it: the number of examples where the task
+            says 0, options of generation where it generates nothing.
     """
 
     name: str
     task: Any
     fingerprint: str
+    options: TaskOptions = field(default_factory=TaskOptions)
+    unused: tuple[str, ...] = ()
+
+    @property
+    def output_type(self) -> str:
+        """The harness's name for what is asked of the model."""
+        return str(self.task.OUTPUT_TYPE)
+
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """Names of its metrics; None where code of its own decides them as it runs."""
+        if not hasattr(self.task, "config") or callable(self.task.get_config("process_results")):
+            return None
+        return tuple(self.task.aggregation())
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Names of how answers are read out."""
+        return tuple(str(f.name) for f in getattr(self.task, "_filters", ()))
 
 
 def load_tasks(
@@ -115,27 +124,34 @@ def _load_tasks(
     manager, wanted = _manager(tasks, names, include_path)
     found: dict[str, Any] = {}
     for name in wanted:
-        loaded = _in_one_line(f"task {name!r}", lambda name=name: manager.load([name])["tasks"])
+        loaded = in_one_line(f"cannot load task {name!r}", partial(_of_name, manager, name))
         found |= {task: made for task, made in loaded.items() if task not in found}
     return [
-        _in_one_line(f"task {name!r}", lambda name=name, task=task: _prepared(name, task, options))
+        in_one_line(f"cannot load task {name!r}", partial(_prepared, name, task, options))
         for name, task in found.items()
     ]
+
+
+def _of_name(manager: Any, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = manager.load([name])["tasks"]
+    return found
 
 
 def _manager(tasks: Any, names: Sequence[str], include_path: Path | None) -> tuple[Any, list[str]]:
     """Returns a catalogue that holds all the names, and the names with patterns written out."""
     manager: Any = None
+    wrong: list[str] = []
     for has_defaults in (False, True):
         if not has_defaults and include_path is None and not all(map(_is_file, names)):
             continue
-        manager = _in_one_line(
-            f"the tasks in {str(include_path)!r}",
-            lambda has_defaults=has_defaults: tasks.TaskManager(
-                include_path=None if include_path is None else str(include_path),
-                include_defaults=has_defaults,
-            ),
+        make = partial(
+            tasks.TaskManager,
+            include_path=None if include_path is None else str(include_path),
+            include_defaults=has_defaults,
         )
+        with skipped() as unread:
+            manager = in_one_line(f"cannot load the tasks in {str(include_path)!r}", make)
+        wrong += [] if has_defaults else unread  # of its own files some are no tasks
         known = set(manager.all_tasks)
         if all(_is_file(name) or _matching(name, known) for name in names):
             break
@@ -147,9 +163,16 @@ def _manager(tasks: Any, names: Sequence[str], include_path: Path | None) -> tup
                 f"no task {name!r} in lm-evaluation-harness"
                 f"{'' if include_path is None else f' or in {include_path}'}"
                 f"{near_names(name, known) or '.'} List them with 'lm-eval ls tasks'."
+                f"{_said_of(wrong)}"
             )
         wanted += matching
     return manager, list(dict.fromkeys(wanted))
+
+
+def _said_of(wrong: Sequence[str]) -> str:
+    """Returns what the harness said of files that it cannot read, as the end of a line."""
+    lines = list(dict.fromkeys(wrong))[:_MOST_FILES]
+    return "".join(f" lm_eval: {line[:_MOST_CHARACTERS]}" for line in lines)
 
 
 def _is_file(name: str) -> bool:
@@ -171,14 +194,20 @@ def _prepared(name: str, task: Any, options: TaskOptions) -> LoadedTask:
         )
     if getattr(task, "MULTIMODAL", False):
         raise InputError(f"task {name!r} shows pictures or sounds: a language model takes text")
+    unused = []
     if options.gen_kwargs and task.get_config("output_type") == "generate_until":
         task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
+    elif options.gen_kwargs:
+        unused.append("gen_kwargs")
     default = task.get_config("num_fewshot")
     if options.num_fewshot is not None and default != 0:
         task.set_config(key="num_fewshot", value=options.num_fewshot)
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
-    return LoadedTask(name, task, task_fingerprint(task, options.limit))
+    elif options.num_fewshot:
+        unused.append("num_fewshot")
+    fingerprint = task_fingerprint(task, options.limit)
+    return LoadedTask(name, task, fingerprint, options, tuple(unused))
 
 
 def task_fingerprint(task: Any, limit: float | None = None) -> str:
@@ -194,25 +223,3 @@ def task_fingerprint(task: Any, limit: float | None = None) -> str:
     for n in range(count):
         digest.update(json.dumps(documents[n], sort_keys=True, default=str).encode() + b"\n")
     return f"sha256:{digest.hexdigest()}"
-
-
-def _in_one_line(what: str, load: Any) -> Any:
-    try:
-        return load()
-    except InputError:
-        raise
-    except _errors() as error:
-        said = " ".join(str(error).split())[:300] or "no more is said"
-        if any(words in said.lower() for words in _NOT_HERE) or isinstance(
-            error, FileNotFoundError
-        ):
-            raise InputError(
-                f"{what}: its data are not on this machine, and nothing is fetched ({said}); fetch "
-                "them once with datasets.load_dataset, or give files of your own by --include-path"
-            ) from error
-        raise InputError(f"cannot load {what}: {type(error).__name__}: {said}") from error
-
-
-def _errors() -> tuple[type[BaseException], ...]:
-    exceptions = require("datasets.exceptions", "eval", "tasks of lm-evaluation-harness")
-    return (*_BAD_TASK, exceptions.DatasetsError)

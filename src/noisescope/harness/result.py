@@ -141,6 +141,7 @@ def _change(change: Change) -> dict[str, Any]:
         "made_right": None if change.flips is None else change.flips[1],
         "draws": change.draws,
         "samples": change.samples,
+        "samples_lost": change.lost,
     }
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from noisescope.errors import InputError, NoisescopeError
 from noisescope.extras import require
 from noisescope.harness.answers import Run, answers_of
 from noisescope.harness.kept import Kept
 from noisescope.harness.loading import LoadedTask, TaskOptions
 from noisescope.harness.noisy_lm import NoisyLM
+from noisescope.harness.refused import in_one_line
 from noisescope.harness.surroundings import bars_told, quiet, seeded
 from noisescope.inject import Witness
 from noisescope.measure import Condition, Progress
@@ -100,8 +100,8 @@ class Runner:
             stack.enter_context(seeded())
             stack.enter_context(bars_told(tell))
             heard = stack.enter_context(quiet())
-            found = _in_one_line(
-                task.name,
+            found = in_one_line(
+                f"lm-evaluation-harness cannot run task {task.name!r}",
                 lambda: evaluator.evaluate(
                     lm,
                     {"tasks": {task.name: task.task}},
@@ -128,19 +128,6 @@ class Runner:
             witness=Witness.from_json(lm.witness.as_json()),
             notes=tuple(heard.lines),
         )
-
-
-def _in_one_line(task: str, run: Callable[[], Any]) -> Any:
-    """Runs a task; what its own files or the harness object to becomes one line."""
-    try:
-        return run()
-    except NoisescopeError:
-        raise
-    except (AssertionError, ValueError, LookupError, TypeError, ImportError) as error:
-        said = " ".join(str(error).split())[:300] or "no more is said"
-        raise InputError(
-            f"lm-evaluation-harness cannot run task {task!r}: {type(error).__name__}: {said}"
-        ) from error
 
 
 def _aggregates(results: Mapping[str, Any]) -> dict[str, float]:

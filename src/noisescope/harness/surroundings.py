@@ -1,7 +1,8 @@
-"""What is around a run of lm-evaluation-harness: no network, no chatter, and nothing left behind.
+"""What is around a run of lm-evaluation-harness: no network, no chatter, generators as they were.
 
 The harness logs, draws bars and seeds the global generators; the libraries under it would fetch
-what they lack. All of it is held for the time of a run, and as before afterwards.
+what they lack. All of it is held for the time of a run, and as before afterwards. What importing
+them does to a process, such as handlers of their loggers and filters of warnings, stays done.
 """
 
 import logging
@@ -32,6 +33,7 @@ _SPEAKERS = ("lm_eval", "datasets", "lm-eval")
 # True of every run from here, and no news: that the model was loaded before, and what was asked.
 _NO_NEWS = ("pretrained", "already-initialized", "generation_kwargs", "Overwriting default")
 _MOST_WARNINGS = 5
+_READER = "lm_eval.tasks._index"
 
 
 @contextmanager
@@ -107,6 +109,28 @@ def quiet() -> Iterator[Warnings]:
             logger.setLevel(level)
             logger.propagate, logger.handlers = propagate, handlers
         transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def skipped() -> Iterator[list[str]]:
+    """Yields what the harness says of files that it cannot read, which it says to nobody else."""
+    lines: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        line = " ".join(record.getMessage().split())
+        if line.startswith("Skip "):
+            lines.append(line)
+        return record.levelno >= logging.WARNING
+
+    logger = logging.getLogger(_READER)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(keep)
+    try:
+        yield lines
+    finally:
+        logger.removeFilter(keep)
+        logger.setLevel(level)
 
 
 class Bar:

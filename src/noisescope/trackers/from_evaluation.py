@@ -50,6 +50,8 @@ def _numbers(evaluation: Evaluation) -> Iterator[tuple[str, float, int]]:
             yield f"{metric}/{where}_{name}", value, 0
             if first is not None:
                 yield f"windows/{metric}_{name}", value, first
+        if change.lost:
+            yield f"{metric}/{where}_samples_lost", change.lost, 0
     for name, witness in evaluation.witnesses.items():
         dose = witness.dose()
         yield f"dose_relative_l2/{part(name)}", dose.relative_l2, 0

@@ -28,13 +28,30 @@ _SETTINGS = {
     "x_disable_stats": True,
     "x_disable_machine_info": True,
 }
+_MODES = ("offline", "online", "shared", "dryrun", "run")  # the last two are older words
+_MODE = "WANDB_MODE"
 _REPORTING = "WANDB_ERROR_REPORTING"
 
 
 def check_wandb() -> None:
-    """Raises InputError where the package is not installed."""
-    with _without_reports():
+    """Raises InputError where the package is not installed, or WANDB_MODE lets it log nothing."""
+    mode = _mode()
+    if mode == "disabled":
+        raise InputError(
+            f"{WHAT}: WANDB_MODE is 'disabled', so nothing would be logged: unset it, or leave out "
+            f"{WHAT}"
+        )
+    if mode not in _MODES:
+        raise InputError(
+            f"{WHAT}: WANDB_MODE {mode!r} is no mode; accepted are {', '.join(_MODES)}; unset, it "
+            "is offline"
+        )
+    with _surroundings():
         require("wandb", "wandb", WHAT)
+
+
+def _mode() -> str:
+    return os.environ.get(_MODE) or "offline"
 
 
 def write_wandb(entry: Entry, directory: Path, project: str = PROJECT) -> Path:
@@ -52,12 +69,12 @@ def write_wandb(entry: Entry, directory: Path, project: str = PROJECT) -> Path:
         InputError: The package is not installed.
         NoisescopeError: The run could not be written, or, where WANDB_MODE is online, not sent.
     """
-    with _without_reports():
+    with _surroundings():
         wandb = require("wandb", "wandb", WHAT)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             run = wandb.init(
-                mode=os.environ.get("WANDB_MODE", "offline"),
+                mode=_mode(),
                 project=project,
                 name=shown(entry.name),
                 dir=str(directory),
@@ -118,16 +135,25 @@ def _log(wandb: Any, run: Any, entry: Entry) -> None:
 
 
 @contextmanager
-def _without_reports() -> Iterator[None]:
-    """Keeps the package from telling its makers of its own errors, unless the user wants that."""
-    if _REPORTING in os.environ:
-        yield
-        return
-    os.environ[_REPORTING] = "false"
+def _surroundings() -> Iterator[None]:
+    """Keeps the package from telling its makers of its own errors, unless the user wants that.
+
+    A mode that is empty, at which the package fails, is no mode for that time.
+    """
+    ours: dict[str, str | None] = {}
+    if _REPORTING not in os.environ:
+        ours[_REPORTING] = None
+        os.environ[_REPORTING] = "false"
+    if os.environ.get(_MODE) == "":
+        ours[_MODE] = os.environ.pop(_MODE)
     try:
         yield
     finally:
-        os.environ.pop(_REPORTING, None)
+        for name, before in ours.items():
+            if before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
 
 
 def check_project(project: str) -> None:

@@ -1,11 +1,20 @@
 """Bounds that noise must not pass, held against an evaluation."""
 
+import math
+
 import pytest
-from helpers.harness import run_of
+from helpers.harness import CHOICES, TEXTS, run_of, write_tasks
 
 from noisescope.analyse.gate import exit_status, parse_gate
 from noisescope.errors import InputError
-from noisescope.harness import EvaluationMargins, ruling_text, rulings_of
+from noisescope.harness import (
+    EvaluationMargins,
+    TaskOptions,
+    check_gates,
+    load_tasks,
+    ruling_text,
+    rulings_of,
+)
 from noisescope.harness.paired import changes_of
 
 RIGHT = [1.0] * 400
@@ -63,3 +72,56 @@ def test_nats_are_a_rise_and_choices_a_kl():
     assert told(found, "kl>0.02", "accuracy<-5%")[0] == 1
     with pytest.raises(InputError, match="these tasks tell no nll; they tell accuracy and kl"):
         told(found, "nll>0.02")
+
+
+@pytest.mark.parametrize("bad", [math.nan, None])
+def test_a_condition_that_cannot_be_judged_keeps_a_bound_open(bad):
+    """One sample without a number once took its whole condition out of the bound."""
+    runs = [run_of(values=RIGHT), run_of("a", values=RIGHT)]
+    few = changes_of(
+        [*runs, run_of("b", values=[bad, *RIGHT[1:]])], ("a", "b"), EvaluationMargins()
+    )
+    status, (line,) = told(few, "accuracy<-1%")
+    assert status == 3
+    assert line == ("OPEN accuracy<-1%: no number under noise in 1 of 400 samples (task, acc, b)")
+    assert told(few, "accuracy[a]<-1%")[0] == 0
+    lost = [bad] + [0.0] * 399
+    all_ = changes_of([*runs, run_of("b", values=lost)], ("a", "b"), EvaluationMargins())
+    status, (line,) = told(all_, "accuracy<-1%")
+    assert status == 1 and line.startswith("FAIL") and "task, acc, b" in line
+
+
+def test_answers_that_noise_makes_neither_right_nor_wrong_keep_a_bound_open():
+    runs = [run_of(values=RIGHT), run_of("a", values=RIGHT), run_of("b", values=[0.2] * 400)]
+    status, (line,) = told(changes_of(runs, ("a", "b"), EvaluationMargins()), "accuracy<-1%")
+    assert status == 3 and "answers neither right nor wrong (task, acc, a)" in line
+
+
+def test_log_likelihoods_that_are_lost_keep_a_bound_open():
+    runs = [
+        run_of(c, values=v, metric="perplexity")
+        for c, v in (("clean", [-3.0] * 100), ("n", [-math.inf] * 50 + [-3.0] * 50))
+    ]
+    status, (line,) = told(changes_of(runs, ["n"], EvaluationMargins()), "nll>0.02")
+    assert (
+        status == 3 and "no number under noise in 50 of 100 samples (task, perplexity, n)" in line
+    )
+
+
+def test_what_cannot_be_answered_is_found_before_anything_is_measured(tmp_path):
+    tasks = load_tasks([CHOICES, TEXTS], write_tasks(tmp_path / "tasks", 2), TaskOptions())
+
+    def check(gate, given=tasks):
+        check_gates([parse_gate(gate)], given, ["L0-1"])
+
+    for name in ("L0-1", CHOICES, "acc", "none", "choice_kl"):
+        check(f"accuracy[{name}]<-1%")
+    for gate, given, said in (
+        ("accuracy[L0-2]<-1%", tasks, r"--fail-if accuracy\[L0-2\]<-1%: no task, .* mean 'L0-1'"),
+        ("accuracy[zzzz]<-1%", tasks, "'zzzz' is evaluated; there are L0-1, acc"),
+        ("nll>0.1", tasks[:1], "these tasks tell no nll; perplexity"),
+        ("kl>0.1", tasks[1:], "kl is of the choices of multiple choice"),
+        ("accuracy<-1%", tasks[1:], "these tasks tell no accuracy; they tell nll"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check(gate, given)

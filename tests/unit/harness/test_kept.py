@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +102,40 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(NoisescopeError, match=r"cannot write .* what was finished is kept"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{"schema": 1}, {"schema": 1, "lasting": [], "conditions": {}, "tasks": {}}, [1], "text"],
+)
+def test_a_manifest_of_another_shape_is_no_evaluation(tmp_path, held):
+    (tmp_path / "evaluation.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match="is no evaluation of this noisescope"):
+        Kept(tmp_path, ASKED)
+
+
+def test_a_name_that_is_no_directory_holds_no_evaluation(tmp_path):
+    assert not is_evaluation(tmp_path / ("x" * 300))
+
+
+def test_rows_stay_what_they_were_and_all_runs_come_back(tmp_path):
+    assert Kept(tmp_path, {**ASKED, "batch_size": 7}).asked["batch_size"] == 7
+    kept = Kept(tmp_path, {**ASKED, "batch_size": 32})
+    assert kept.asked["batch_size"] == 7
+    for draw in (0, 1):
+        kept.write(run_of("all", draw))
+    assert sorted(run.draw for run in Kept(tmp_path, ASKED).all_runs()) == [0, 1]
+    assert Kept(None, ASKED).all_runs() == []
+
+
+def test_a_name_outlives_a_loss_of_power(tmp_path, monkeypatch):
+    synced = []
+    sync = os.fsync
+
+    def heard(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", heard)
+    replace_file(tmp_path / "file", b"new")
+    assert synced[-1] == tmp_path

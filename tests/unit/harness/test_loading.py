@@ -1,16 +1,19 @@
 """Tasks by name: from the user's directory first, offline, every mistake one line."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 import lm_eval.tasks
 import pytest
+import torch
 from helpers.harness import ANSWERS, CHOICES, TEXTS, write_tasks
 
 from noisescope.errors import InputError
 from noisescope.harness import TaskOptions, load_tasks
 from noisescope.harness.loading import task_fingerprint
+from noisescope.harness.refused import in_one_line
 
 PLAIN = TaskOptions()
 
@@ -133,3 +136,86 @@ def test_code_that_the_model_writes_is_run_only_where_that_is_meant(tasks, monke
 def test_numbers_out_of_range_are_refused(given):
     with pytest.raises(InputError, match="a whole number"):
         TaskOptions(**given)
+
+
+_MINE = """\
+task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+  cache_dir: {cache}
+test_split: test
+output_type: generate_until
+doc_to_target: "{{{{answer}}}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{nosuch.field}}", "UndefinedError: 'nosuch' is undefined"),
+        ("{{question", "TemplateSyntaxError: "),
+    ],
+)
+def test_a_wrong_template_is_one_line(tasks, tmp_path, text, said):
+    head = _MINE.format(data=tasks / "questions.jsonl", cache=tasks / "cache")
+    (tmp_path / "mine.yaml").write_text(f"{head}doc_to_text: '{text}'\n")
+    with pytest.raises(InputError, match="cannot load task 'mine'") as told:
+        load_tasks(["mine"], tmp_path, PLAIN)
+    assert said in str(told.value) and "\n" not in str(told.value)
+
+
+def test_empty_data_are_one_line(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    head = _MINE.format(data=tmp_path / "none.jsonl", cache=tmp_path / "cache")
+    (tmp_path / "mine.yaml").write_text(f"{head}doc_to_text: q\n")
+    with pytest.raises(InputError, match="cannot load task 'mine': "):
+        load_tasks(["mine"], tmp_path, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StopIteration(), "do it: StopIteration: its data are empty"),
+        (ZeroDivisionError("division by zero"), "do it: ZeroDivisionError: division by zero"),
+        (AttributeError("no\n such"), "do it: AttributeError: no such"),
+        (InputError("as it is"), "as it is"),
+    ],
+)
+def test_what_code_of_a_task_raises_is_one_line(error, said):
+    def fail():
+        raise error
+
+    with pytest.raises(InputError) as told:
+        in_one_line("do it", fail)
+    assert str(told.value) == said
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_task():
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_one_line("do it", fail)
+
+
+def test_a_file_that_cannot_be_read_is_named_beside_the_unknown_task(tmp_path, own_tasks_only):
+    (tmp_path / "mine.yaml").write_text("task: mine\n  bad: [\n")
+    logger = logging.getLogger("lm_eval.tasks._index")
+    before = logger.level, list(logger.filters)
+    with pytest.raises(InputError, match=r"no task 'mine' .* lm_eval: Skip .*mine\.yaml") as told:
+        load_tasks(["mine"], tmp_path, PLAIN)
+    # Its own catalogue holds files that are no tasks, too, which is no news.
+    assert str(told.value).count("Skip") == 1 and "\n" not in str(told.value)
+    assert before == (logger.level, list(logger.filters))
+
+
+def test_options_that_do_nothing_in_a_task_are_told(tasks, tmp_path):
+    path = tasks / f"{CHOICES}.yaml"
+    (tmp_path / path.name).write_text(path.read_text() + "num_fewshot: 0\n")
+    asked = TaskOptions(num_fewshot=2, gen_kwargs={"max_gen_toks": 3})
+    (choices,) = load_tasks([CHOICES], tmp_path, asked)
+    assert choices.task.get_config("num_fewshot") == 0
+    assert choices.unused == ("gen_kwargs", "num_fewshot") and choices.options == asked
+    (answers,) = load_tasks([ANSWERS], tasks, asked)
+    assert answers.unused == () and answers.metrics == ("exact_match",)

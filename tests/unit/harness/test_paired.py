@@ -1,6 +1,7 @@
 """Pairs of clean and noisy samples: differences, intervals and verdicts, against closed forms."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,3 +179,118 @@ def test_other_prompts_are_not_paired():
 def test_a_margin_is_above_zero(margins):
     with pytest.raises(InputError, match="a number above 0 is needed"):
         EvaluationMargins(**margins)
+
+
+# What is lost, lacking, or told twice.
+
+
+def test_what_a_metric_is_all_conditions_decide_together():
+    names = ("a", "b")
+    for values, kind in ((1.0, "share"), (math.nan, "share"), (0.2, "number")):
+        runs = [run_of(values=[1.0] * 20), run_of("a", values=[1.0] * 20)]
+        runs.append(run_of("b", values=[values] + [0.0] * 19))
+        assert [c.kind for c in changes_of(runs, names, MARGINS)] == [kind, kind], values
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_samples_without_a_number_under_noise_are_no_proof_of_harmlessness(kept):
+    clean = run_of(values=[kept] * 1000)
+    found = change(clean, run_of("noise", values=[math.nan] * 500 + [kept] * 500))
+    assert found.lost == 500 and found.samples == 1000 and math.isnan(found.p)
+    said = "no number under noise in 500 of 1000 samples"
+    assert found.verdict.outcome == "inconclusive" and said in found.verdict.reason
+    assert math.isnan(found.verdict.p_harmless) and said in found.difference.caution
+    assert change(clean, run_of("noise", values=[kept] * 1000)).verdict.outcome == "harmless"
+
+
+def test_what_harms_whatever_the_lost_answers_were_is_harmful():
+    values = [math.nan] + [0.0] * 99
+    found = change(run_of(values=[1.0] * 100), run_of("noise", values=values))
+    assert found.verdict.outcome == "harmful" and found.lost == 1
+    rising = [
+        run_of(c, values=v, higher_is_better={"acc": False})
+        for c, v in (("clean", [0.0] * 100), ("noise", [math.nan] + [1.0] * 99))
+    ]
+    assert change(*rising).verdict.outcome == "harmful"
+
+
+def test_log_likelihoods_that_are_lost_are_harm():
+    values = [math.nan] * 5 + [-3.0] * 95
+    sides = ("clean", [-3.0] * 100), ("noise", values)
+    found = change(*(run_of(c, values=v, metric="perplexity") for c, v in sides))
+    assert found.verdict.outcome == "harmful" and "5 of 100" in found.verdict.reason
+    assert found.lost == 5 and math.isnan(found.p)
+
+
+def test_what_the_clean_model_lacks_is_no_loss_and_enters_no_test():
+    found = change(run_of(values=[math.nan, 1.0, 1.0, 0.0]), run_of("noise", values=[0.0] * 4))
+    assert found.lost == 0 and found.p == 0.5  # two lost of two that changed
+
+
+@pytest.mark.parametrize(
+    ("better", "flips"), [(True, (0.3, 0.1)), (False, (0.1, 0.3)), (None, None)]
+)
+def test_made_wrong_is_what_became_worse(better, flips):
+    clean, noisy = [1.0] * 5 + [0.0] * 5, [0.0] * 3 + [1.0] * 2 + [1.0] + [0.0] * 4
+    runs = [
+        run_of(c, values=v, higher_is_better={"acc": better})
+        for c, v in (("clean", clean), ("noise", noisy))
+    ]
+    assert change(*runs).flips == flips
+
+
+def test_of_mutual_information_the_choices_alone_are_compared():
+    sides = [[-1.0, True], [-2.0, False]], [[-2.0, False], [-1.0, True]]
+    more = [[-9.0, False], [-0.1, False]]  # the choices without their question
+    runs = [
+        run_of(
+            c,
+            values=[1.0] * 20,
+            responses=[side + more] * 20,
+            output_type="multiple_choice",
+            higher_is_better={"acc": True, "acc_mutual_info": True},
+        )
+        for c, side in zip(("clean", "noise"), sides, strict=True)
+    ]
+    kl = changes_of(runs, ["noise"], MARGINS)[1]
+    assert kl.metric == "choice_kl" and kl.noisy == pytest.approx(choice_kl(*sides))
+
+
+def test_a_metric_of_some_samples_is_paired_where_the_clean_model_has_it():
+    def of(condition, without):
+        run = run_of(condition, values=[1.0] * 10)
+        answers = [
+            replace(a, metrics={"acc": 1.0} if n in without else {"acc": 1.0, "b": 1.0})
+            for n, a in enumerate(run.answers)
+        ]
+        return replace(run, answers=tuple(answers))
+
+    acc, b = changes_of([of("clean", {0}), of("noise", {0})], ["noise"], MARGINS)
+    assert (acc.samples, b.samples, b.lost) == (10, 9, 0)
+    assert "9 of 10 samples have this metric" in b.difference.caution
+    acc, b = changes_of([of("clean", {}), of("noise", {0, 3})], ["noise"], MARGINS)
+    assert (b.samples, b.lost, b.kind) == (10, 2, "share")
+
+
+def test_one_number_under_two_names_counts_once():
+    def of(condition, loss, *metrics):
+        values = [(-20.0 - loss * (n % 2), 10.0) for n in range(40)]
+        run = run_of(condition, values=values)
+        answers = [
+            replace(answer, metrics=dict.fromkeys(metrics, value))
+            for answer, value in zip(run.answers, values, strict=True)
+        ]
+        return replace(run, answers=tuple(answers))
+
+    names = ("byte_perplexity", "bits_per_byte")
+    one, two = changes_of([of("clean", 0.0, *names), of("noise", 0.5, *names)], ["noise"], MARGINS)
+    alone = change(of("clean", 0.0, names[0]), of("noise", 0.5, names[0]))
+    assert one.verdict == two.verdict == alone.verdict and 0 < alone.verdict.p_harmful < 1
+
+
+def test_a_loss_below_zero_is_a_gain_and_one_point_is_a_point():
+    found = change(run_of(values=[0.0] * 3 + [1.0] * 37), run_of("noise", values=[1.0] * 40))
+    said = "a gain of 7.5 points in this one draw, not to be told from a loss of 1 point; about"
+    assert found.verdict.reason.startswith(f"inconclusive: {said}")
+    same = change(run_of(values=[1.0] * 1000), run_of("noise", values=[1.0] * 1000))
+    assert "a loss of 0 points" in same.verdict.reason and "than 1 point (" in same.verdict.reason

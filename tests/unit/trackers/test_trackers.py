@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import os
 import struct
 import sys
@@ -22,8 +23,9 @@ from noisescope.measure import Condition
 from noisescope.noise import RelativeGaussian
 from noisescope.report import verdict
 from noisescope.trackers import make_tracker, parse_trackers
-from noisescope.trackers.entry import Entry, Scalar
+from noisescope.trackers.entry import Entry
 from noisescope.trackers.from_diagnosis import diagnosis_entry
+from noisescope.trackers.from_evaluation import evaluation_entry
 from noisescope.trackers.tensorboard import as_markdown, write_tensorboard
 from noisescope.trackers.wandb import write_wandb
 
@@ -157,7 +159,7 @@ def records(place: Path):
 
 
 def test_an_offline_run_of_wandb_holds_it_all(diagnosis, png, tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "")  # as good as unset
     monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
     entry = diagnosis_entry(diagnosis, {"measures": png})
     place = write_wandb(entry, tmp_path, "my-project")
@@ -187,10 +189,17 @@ def test_an_offline_run_of_wandb_holds_it_all(diagnosis, png, tmp_path, monkeypa
     assert told["verdict"] == verdict(diagnosis)
 
 
-def test_the_users_mode_of_wandb_is_kept_to(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    write_wandb(Entry("name", {}, (Scalar("a/b", 1.0),)), tmp_path)
-    assert not list(tmp_path.rglob("*.wandb"))
+def test_the_users_mode_of_wandb_is_checked_before_anything_is_loaded(tmp_path, monkeypatch):
+    for mode, said in (
+        ("disabled", "WANDB_MODE is 'disabled', so nothing would be logged: unset it"),
+        ("foo", "WANDB_MODE 'foo' is no mode; accepted are offline, online"),
+    ):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        with pytest.raises(InputError, match=said):
+            make_tracker("wandb", tmp_path)
+    for mode in ("", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        make_tracker("wandb", tmp_path)
 
 
 # Evaluations.
@@ -214,6 +223,15 @@ def evaluation() -> Evaluation:
     )
 
 
+def test_samples_that_are_lost_are_logged():
+    runs = [run_of(values=[1.0] * 20), run_of("all", values=[math.nan] * 2 + [1.0] * 18)]
+    changes = changes_of(runs, ["all"], EvaluationMargins())
+    conditions = (Condition("all", RelativeGaussian(0.1), make_selection()),)
+    given = replace(evaluation(), changes=changes, conditions=conditions, witnesses={})
+    found = {s.tag: s.value for s in evaluation_entry(given).scalars}
+    assert found["task_acc_none/all_samples_lost"] == 2
+
+
 def test_an_evaluation_is_logged_by_task_metric_and_condition(tmp_path):
     given = evaluation()
     found = events(log_evaluation(given, "tensorboard", tmp_path))
@@ -221,6 +239,7 @@ def test_an_evaluation_is_logged_by_task_metric_and_condition(tmp_path):
     assert noisy.value == 0.25
     curve = found.Scalars("windows/task_acc_none_difference")
     assert [(p.step, p.value) for p in curve] == [(0, -0.75), (2, -0.75)]
+    assert "task_acc_none/L0-1_samples_lost" not in found.Tags()["scalars"]
     assert "task, acc, L0\\-1: harmful" in text_of(found, "verdict")
     assert "sha256" in text_of(found, "config")
 

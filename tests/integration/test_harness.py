@@ -353,7 +353,7 @@ def test_bad_input_is_one_line(model_dir, tasks, tmp_path, capsys):
         ([one, "--log=tensorbord"], "no such tracker; did you mean 'tensorboard'"),
         ([one, "--format=mxfp4"], "a format is an error of its own"),
         (["--tasks=,"], "no task is named"),
-        ([one, "--fail-if=acc<-1%"], "--fail-if: Gate 'acc<-1%' cannot be used"),
+        ([one, "--fail-if=acc<-1%"], "--fail-if 'acc<-1%': give 'accuracy<-1%' (points), 'kl"),
     ):
         assert said in refusal(capsys, *command(model_dir, tasks, *words)), words
 

@@ -134,10 +134,7 @@ class EvalOptions:
 
     def gates(self) -> list[Gate]:
         """Returns the bounds that are not to be passed."""
-        try:
-            return [parse_gate(text) for text in self.fail_if or ()]
-        except InputError as error:
-            raise InputError(f"--fail-if: {error}") from None
+        return [_gate(text) for text in self.fail_if or ()]
 
     def error_model(self) -> ErrorModel:
         """Returns what is added, or done to weights and activations."""
@@ -231,3 +228,13 @@ def _check_out(out: Path) -> None:
         check_writable("--out", out, out)
     else:
         check_empty("--out", out)
+
+
+def _gate(text: str) -> Gate:
+    try:
+        return parse_gate(text)
+    except InputError:  # whose words are of two models or studies
+        raise InputError(
+            f"--fail-if {text!r}: give 'accuracy<-1%' (points), 'kl>0.02' (nats, of choices) or "
+            "'nll>0.02', or of one task, condition or metric 'accuracy[gsm8k]<-1%'"
+        ) from None

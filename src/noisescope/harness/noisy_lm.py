@@ -7,15 +7,16 @@ what it is batched with. The harness's request cache knows no noise: it is taken
 
 import copy
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from noisescope.errors import InputError
+from noisescope.errors import InputError, near_names
 from noisescope.extras import require
 from noisescope.harness.surroundings import quiet
 from noisescope.inject import CoverageRow, Dose, Selection, Session, Witness, make_selection
@@ -100,11 +101,12 @@ class NoisyLM:
         self.session = (
             None if error_model is None else Session(loaded.model, error_model, chosen, seed, draw)
         )
+        hflm: Any = super()
+        _check_options(options, hflm.__init__)
         told = {"softmax_dtype": softmax_dtype, **options}
         if loaded.context_length is not None:
             told.setdefault("max_length", loaded.context_length)
         self.fingerprint = _fingerprint(loaded, self.session, told)
-        hflm: Any = super()
         with quiet():
             hflm.__init__(
                 pretrained=loaded.model,
@@ -193,6 +195,25 @@ class NoisyLM:
                 )
         hflm: Any = super()
         hflm.set_cache_hook(cache_hook)
+
+
+# What this class is given is not given to the harness's own.
+_OURS = ("layers", "operators", "modules", "sites", "without", "selection", "seed", "draw")
+_TAKEN = ("self", "kwargs", "pretrained", "tokenizer", "batch_size", "softmax_dtype")
+
+
+def _check_options(options: Iterable[str], made: Callable[..., None]) -> None:
+    """Raises InputError for an option that neither this class nor the harness's knows.
+
+    The harness takes whatever it is given: a misspelt selection would be noise everywhere.
+    """
+    known = set(inspect.signature(made).parameters) - set(_TAKEN)
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"NoisyLM has no option {name!r}{near_names(name, (*_OURS, *known)) or ';'} "
+                f"accepted are {', '.join(_OURS)}, and those of the harness's HFLM"
+            )
 
 
 def rows_by_memory(loaded: LoadedModel) -> int:

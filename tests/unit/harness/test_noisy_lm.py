@@ -300,3 +300,21 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(loaded, mo
         "NoisyLM needs the package 'lm_eval', which is not installed: "
         "pip install 'noisescope[eval]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"layer": [0]}, r"no option 'layer'; did you mean 'layers'"),
+        ({"operator": "linear"}, r"no option 'operator'; did you mean 'operators'"),
+        (
+            {"phases": ("forward",)},
+            r"no option 'phases'.* accepted are layers, operators, modules,",
+        ),
+    ],
+)
+def test_an_option_that_nobody_knows_is_refused(loaded, options, text):
+    """The harness swallows it, and noise would fall everywhere."""
+    with pytest.raises(InputError, match=text):
+        NoisyLM(loaded, RelativeGaussian(0.05), **options)
+    assert NoisyLM(loaded, RelativeGaussian(0.05), max_length=16).max_length == 16

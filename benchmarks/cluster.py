@@ -16,15 +16,15 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: of this process, and of workers
 
-import torch  # noqa: E402
-from noise_kernel import cpu_name  # noqa: E402
+import torch
+from noise_kernel import cpu_name
 
-from noisescope import RelativeGaussian, diagnose_layers, load_model, load_task  # noqa: E402
-from noisescope.cluster import RayExecutor  # noqa: E402
-from noisescope.demo import demo_model_dir, demo_questions  # noqa: E402
-from noisescope.extras import require  # noqa: E402
-from noisescope.study import Diagnosis, Executor  # noqa: E402
-from noisescope.versions import versions  # noqa: E402
+from noisescope import RelativeGaussian, diagnose_layers, load_model, load_task
+from noisescope.cluster import RayExecutor
+from noisescope.demo import demo_model_dir, demo_questions
+from noisescope.extras import require
+from noisescope.study import Diagnosis, Executor
+from noisescope.versions import versions
 
 WANTED = 1.6
 

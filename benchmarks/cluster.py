@@ -4,7 +4,7 @@
 
 The demo model and its questions: the units of `noisescope layers`, then the backward passes of its
 prediction. The workers are started before anything is timed, for a study of hours starts them once;
-what starting takes is told. The three take turns; every turn's figures must be equal to the last bit.
+what starting takes is told. The three take turns; each turn's figures must be equal to the last bit.
 """
 
 import argparse
@@ -31,9 +31,9 @@ WANTED = 1.6
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=150)
     parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ray = require("ray", "ray", "benchmarks/cluster.py")

@@ -4,7 +4,7 @@
 
 The demo model and its questions: the units of `noisescope layers`, then the backward passes of its
 prediction. The workers are started before anything is timed, for a study of hours starts them once;
-what starting takes is told. The three take turns; each turn's figures must be equal to the last bit.
+what starting takes is told. The three take turns; each turn's figures must be equal to the bit.
 """
 
 import argparse
